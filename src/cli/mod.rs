@@ -1,0 +1,75 @@
+//! The command line.
+
+mod mount;
+mod stats;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Shows a stack of directories as one: read-only lower layers under a writable upper one.
+///
+/// The top layer that has a name decides what it is. A write to a file of a lower layer copies it up first, a delete
+/// leaves a mark in the upper layer; the lower layers are never changed.
+#[derive(Debug, Parser)]
+#[command(name = "layerfs", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  layerfs mount --lower base --upper changes merged
+  layerfs stats merged
+  layerfs umount merged";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    #[command(alias = "unmount")]
+    Umount(umount::Args),
+    Stats(stats::Args),
+}
+
+/// Runs the program with its arguments, its name the first, and returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => return complain(&e),
+    };
+    let result = match cli.command {
+        Command::Mount(args) => mount::run(&args),
+        Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Stats(args) => stats::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|e| {
+        eprintln!("layerfs: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints what clap has to say: help and version to stdout, complaints to stderr.
+fn complain(e: &clap::Error) -> ExitCode {
+    // When the output is closed there is nobody to tell.
+    let _unheard = e.print();
+    u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_version_is_one_line() {
+        assert_eq!(Cli::command().render_version(), format!("layerfs {}\n", env!("CARGO_PKG_VERSION")));
+    }
+}

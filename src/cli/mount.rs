@@ -1,0 +1,167 @@
+//! `layerfs mount`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::config::{Config, ConfigError, Settings};
+use crate::daemon;
+
+/// Mount a union of directories
+///
+/// Returns when the mount can be used; a daemon then serves it in the background until it is unmounted (layerfs umount,
+/// umount, fusermount3 -u, or SIGTERM to the daemon). Root mounts by itself, other users through fusermount3 or inside
+/// a user namespace.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A read-only layer; the first one is the top [-o lowerdir=A:B, with \: for a colon in a path]
+    #[arg(short, long, value_name = "DIR")]
+    lower: Vec<PathBuf>,
+
+    /// The layer that takes all changes; without one the mount is read-only [-o upperdir=DIR]
+    #[arg(short, long, value_name = "DIR")]
+    upper: Option<PathBuf>,
+
+    /// A directory on the same filesystem as the upper one, made if it is missing [default: .NAME.work beside upper NAME]
+    #[arg(short, long, value_name = "DIR")]
+    work: Option<PathBuf>,
+
+    /// Options as mount(8) takes them: each flag below as name or name=value, and ro, rw, nosuid, nodev, noexec, noatime,
+    /// allow_other and the like
+    #[arg(short = 'o', long = "options", value_name = "OPT[,OPT...]")]
+    options: Vec<OsString>,
+
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Keep marks in user.overlay.* even as root [-o userxattr]
+    #[arg(long)]
+    userxattr: bool,
+
+    /// Follow redirects that lower layers carry: only for layers that you made [-o trusted_lowers]
+    #[arg(long)]
+    trusted_lowers: bool,
+
+    /// Never wait for the disk: fast, and lost with a power cut [-o volatile]
+    #[arg(long)]
+    volatile: bool,
+
+    /// How long the kernel may remember names and attributes; 0 for layers that others change [default: forever]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<OsString>,
+
+    /// How many threads answer requests [default: one for each core, 2 to 8]
+    #[arg(long, value_name = "N")]
+    threads: Option<OsString>,
+
+    /// How many lookups the union remembers; 0 for none
+    #[arg(long, value_name = "N")]
+    cache_entries: Option<OsString>,
+
+    /// Leave POSIX ACLs out [-o noacl]
+    #[arg(long)]
+    noacl: bool,
+
+    /// Rename directories of lower layers by a redirect mark: on or off [default: on]
+    #[arg(long, value_name = "on|off")]
+    redirect_dir: Option<OsString>,
+
+    /// Unique inode numbers over layers on several filesystems: auto, on or off [default: auto]
+    #[arg(long, value_name = "auto|on|off")]
+    xino: Option<OsString>,
+
+    /// The source that /proc/mounts shows [default: layerfs]
+    #[arg(long, value_name = "NAME")]
+    source: Option<OsString>,
+
+    /// The directory to mount on
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+}
+
+/// Mounts.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    daemon::start(args.config()?)
+}
+
+impl Args {
+    fn config(&self) -> Result<Config, ConfigError> {
+        let mut settings = Settings::default();
+        for lower in &self.lower {
+            settings.add_lower(lower);
+        }
+        if let Some(upper) = &self.upper {
+            settings.set_upper(upper)?;
+        }
+        if let Some(work) = &self.work {
+            settings.set_work(work)?;
+        }
+        for list in &self.options {
+            settings.set_list(list)?;
+        }
+        let switches = [
+            ("userxattr", self.userxattr),
+            ("trusted_lowers", self.trusted_lowers),
+            ("volatile", self.volatile),
+            ("noacl", self.noacl),
+        ];
+        for (name, _) in switches.iter().filter(|(_, given)| *given) {
+            settings.set(OsStr::new(name), None)?;
+        }
+        let values = [
+            ("timeout", &self.timeout),
+            ("threads", &self.threads),
+            ("cache_entries", &self.cache_entries),
+            ("redirect_dir", &self.redirect_dir),
+            ("xino", &self.xino),
+            ("source", &self.source),
+        ];
+        for (name, value) in values {
+            if let Some(value) = value {
+                settings.set(OsStr::new(name), Some(value))?;
+            }
+        }
+        settings.into_config(&self.mountpoint, self.foreground)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn config(line: &str) -> Config {
+        let words = std::iter::once("mount").chain(line.split_whitespace());
+        Command::parse_from(words).args.config().unwrap()
+    }
+
+    #[test]
+    fn flags_and_lists_say_the_same() {
+        let flags = config(
+            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --threads 2 \
+             --cache-entries 9 --noacl --redirect-dir off --xino on --source S MNT",
+        );
+        let list = config(
+            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,threads=2 \
+             -ocache_entries=9,noacl,redirect_dir=off,xino=on,source=S MNT",
+        );
+        assert_eq!(format!("{flags:?}"), format!("{list:?}"));
+        assert_eq!(flags.mountpoint, Path::new("MNT"));
+        assert!(!flags.foreground && config("-f -l A MNT").foreground);
+    }
+
+    #[test]
+    fn a_colon_in_a_flag_is_a_colon() {
+        assert_eq!(config(r"--lower a:b\:c MNT").stack.lowers, [Path::new(r"a:b\:c")]);
+    }
+}

@@ -1,0 +1,414 @@
+//! The options of a mount, as typed, and the one validated [`Config`] that they make.
+//!
+//! Every way to give an option ends in [`Settings::set`]: the flags of the command line and the `-o` lists of mount(8)
+//! alike, so that both mean the same and complain alike.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::MsFlags;
+
+use crate::layer::StackSpec;
+use crate::sys::mount::MountOptions;
+use crate::union::{Options, Xino};
+
+/// The source that /proc/mounts shows when none is given.
+const DEFAULT_SOURCE: &str = "layerfs";
+/// The kernel takes no longer one.
+const SOURCE_MAX: usize = 255;
+/// The bounds of the number of worker threads that is chosen by the number of cores.
+const THREADS: RangeInclusive<usize> = 2..=8;
+/// More workers than this are a mistake.
+const THREADS_MAX: usize = 256;
+/// A larger lookup cache than this is a mistake.
+const CACHE_MAX: usize = 1 << 30;
+
+/// An option that can't be used, in one sentence.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+fn wrong<T>(message: String) -> Result<T, ConfigError> {
+    Err(ConfigError(message))
+}
+
+/// Everything that a mount needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directories to stack.
+    pub stack: StackSpec,
+    /// How the union behaves.
+    pub union: Options,
+    /// How the mount looks.
+    pub mount: MountOptions,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// How many threads answer requests.
+    pub threads: usize,
+    /// Whether the process stays in the foreground.
+    pub foreground: bool,
+}
+
+/// What an option does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Lowers,
+    Upper,
+    Work,
+    UserXattr,
+    TrustedLowers,
+    Volatile,
+    Timeout,
+    RedirectDir,
+    Xino,
+    NoAcl,
+    Threads,
+    CacheEntries,
+    Source,
+    AllowOther,
+    /// Sets a flag of the mount.
+    Set(MsFlags),
+    /// Clears one.
+    Clear(MsFlags),
+    /// True anyway, or meant for others.
+    Nothing,
+}
+
+impl Action {
+    fn takes_value(self) -> bool {
+        matches!(
+            self,
+            Self::Lowers
+                | Self::Upper
+                | Self::Work
+                | Self::Timeout
+                | Self::RedirectDir
+                | Self::Xino
+                | Self::Threads
+                | Self::CacheEntries
+                | Self::Source
+        )
+    }
+}
+
+/// The options by name.
+const OPTIONS: [(&str, Action); 41] = [
+    ("lowerdir", Action::Lowers),
+    ("upperdir", Action::Upper),
+    ("workdir", Action::Work),
+    ("userxattr", Action::UserXattr),
+    ("trusted_lowers", Action::TrustedLowers),
+    ("volatile", Action::Volatile),
+    ("timeout", Action::Timeout),
+    ("redirect_dir", Action::RedirectDir),
+    ("xino", Action::Xino),
+    ("noacl", Action::NoAcl),
+    ("threads", Action::Threads),
+    ("cache_entries", Action::CacheEntries),
+    ("source", Action::Source),
+    ("fsname", Action::Source),
+    ("allow_other", Action::AllowOther),
+    // The kernel always checks permissions: the union itself doesn't.
+    ("default_permissions", Action::Nothing),
+    ("ro", Action::Set(MsFlags::MS_RDONLY)),
+    ("rw", Action::Clear(MsFlags::MS_RDONLY)),
+    ("nosuid", Action::Set(MsFlags::MS_NOSUID)),
+    ("suid", Action::Clear(MsFlags::MS_NOSUID)),
+    ("nodev", Action::Set(MsFlags::MS_NODEV)),
+    ("dev", Action::Clear(MsFlags::MS_NODEV)),
+    ("noexec", Action::Set(MsFlags::MS_NOEXEC)),
+    ("exec", Action::Clear(MsFlags::MS_NOEXEC)),
+    ("noatime", Action::Set(MsFlags::MS_NOATIME)),
+    ("atime", Action::Clear(MsFlags::MS_NOATIME)),
+    ("nodiratime", Action::Set(MsFlags::MS_NODIRATIME)),
+    ("diratime", Action::Clear(MsFlags::MS_NODIRATIME)),
+    ("strictatime", Action::Set(MsFlags::MS_STRICTATIME)),
+    ("relatime", Action::Clear(MsFlags::MS_STRICTATIME)),
+    ("sync", Action::Set(MsFlags::MS_SYNCHRONOUS)),
+    ("async", Action::Clear(MsFlags::MS_SYNCHRONOUS)),
+    ("dirsync", Action::Set(MsFlags::MS_DIRSYNC)),
+    ("lazytime", Action::Set(MsFlags::MS_LAZYTIME)),
+    ("nolazytime", Action::Clear(MsFlags::MS_LAZYTIME)),
+    ("defaults", Action::Nothing),
+    ("auto", Action::Nothing),
+    ("noauto", Action::Nothing),
+    ("nofail", Action::Nothing),
+    ("_netdev", Action::Nothing),
+    ("nouser", Action::Nothing),
+];
+
+/// Options as they come in, before it is known whether they go together.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    lowers: Vec<PathBuf>,
+    upper: Option<PathBuf>,
+    work: Option<PathBuf>,
+    userxattr: bool,
+    trusted_lowers: bool,
+    union: Options,
+    source: OsString,
+    flags: MsFlags,
+    allow_other: bool,
+    threads: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lowers: Vec::new(),
+            upper: None,
+            work: None,
+            userxattr: false,
+            trusted_lowers: false,
+            union: Options::default(),
+            source: DEFAULT_SOURCE.into(),
+            flags: MsFlags::empty(),
+            allow_other: false,
+            threads: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Puts a lower layer below those given before.
+    pub fn add_lower(&mut self, path: &Path) {
+        self.lowers.push(path.to_owned());
+    }
+
+    /// Names the upper layer.
+    pub fn set_upper(&mut self, path: &Path) -> Result<(), ConfigError> {
+        put_once(&mut self.upper, path, "upper directory")
+    }
+
+    /// Names the work directory.
+    pub fn set_work(&mut self, path: &Path) -> Result<(), ConfigError> {
+        put_once(&mut self.work, path, "work directory")
+    }
+
+    /// Takes a list as it follows `-o`: `NAME` or `NAME=VALUE`, between commas. A backslash takes the meaning from the
+    /// character after it; empty options mean nothing.
+    pub fn set_list(&mut self, list: &OsStr) -> Result<(), ConfigError> {
+        for option in split_unescaped(list.as_bytes(), b',').filter(|option| !option.is_empty()) {
+            match option.iter().position(|b| *b == b'=') {
+                Some(at) => {
+                    let (name, value) = option.split_at(at);
+                    self.set(OsStr::from_bytes(name), Some(OsStr::from_bytes(value.get(1..).unwrap_or_default())))?;
+                }
+                None => self.set(OsStr::from_bytes(option), None)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one option, in the form that it has in a list.
+    ///
+    /// # Errors
+    /// It is unknown, its value is missing, superfluous or of another form.
+    pub fn set(&mut self, name: &OsStr, value: Option<&OsStr>) -> Result<(), ConfigError> {
+        if is_for_others(name) {
+            return Ok(());
+        }
+        let Some((name, action)) = OPTIONS.iter().find(|(known, _)| OsStr::new(known) == name) else {
+            return wrong(format!("unknown mount option \"{}\": did you mean \"{}\"?", name.display(), nearest(name)));
+        };
+        match value {
+            None if action.takes_value() => wrong(format!("the option {name} needs a value: {name}=...")),
+            Some(_) if !action.takes_value() => wrong(format!("the option {name} takes no value")),
+            _ => self.apply(name, *action, value.unwrap_or_default()),
+        }
+    }
+
+    fn apply(&mut self, name: &str, action: Action, value: &OsStr) -> Result<(), ConfigError> {
+        match action {
+            Action::Lowers => return self.set_lowers(value),
+            Action::Upper => return self.set_upper(&unescape(value.as_bytes())),
+            Action::Work => return self.set_work(&unescape(value.as_bytes())),
+            Action::UserXattr => self.userxattr = true,
+            Action::TrustedLowers => self.trusted_lowers = true,
+            Action::Volatile => self.union.volatile = true,
+            Action::Timeout => self.union.timeout = Some(seconds(name, value)?),
+            Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
+            Action::Xino => {
+                let values = [("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)];
+                self.union.xino = one_of(name, value, &values)?;
+            }
+            Action::NoAcl => self.union.acl = false,
+            Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
+            Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
+            Action::Source => self.source = source(value)?,
+            Action::AllowOther => self.allow_other = true,
+            Action::Set(flag) => self.flags.insert(flag),
+            Action::Clear(flag) => self.flags.remove(flag),
+            Action::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn set_lowers(&mut self, value: &OsStr) -> Result<(), ConfigError> {
+        if !self.lowers.is_empty() {
+            return wrong("the lower directories are given twice: use either --lower or one lowerdir=".to_owned());
+        }
+        for path in split_unescaped(value.as_bytes(), b':') {
+            if path.is_empty() {
+                return wrong(format!("lowerdir={}: there is an empty path between the colons", value.display()));
+            }
+            self.lowers.push(unescape(path));
+        }
+        Ok(())
+    }
+
+    /// Checks the options against each other and makes the configuration of a mount.
+    pub fn into_config(self, mountpoint: &Path, foreground: bool) -> Result<Config, ConfigError> {
+        if self.lowers.is_empty() {
+            return wrong("no lower directory: name at least one with --lower DIR or -o lowerdir=DIR".to_owned());
+        }
+        let mut paths = self.lowers.iter().chain(&self.upper).chain(&self.work);
+        if mountpoint.as_os_str().is_empty() || paths.any(|path| path.as_os_str().is_empty()) {
+            return wrong("an empty path names no directory".to_owned());
+        }
+        if self.upper.is_none()
+            && let Some(work) = &self.work
+        {
+            return wrong(format!("the work directory {} needs an upper directory: add --upper", work.display()));
+        }
+        let mut flags = self.flags;
+        let work = match &self.upper {
+            None => {
+                flags.insert(MsFlags::MS_RDONLY);
+                None
+            }
+            Some(upper) => Some(self.work.map_or_else(|| default_work(upper), Ok)?),
+        };
+        Ok(Config {
+            stack: StackSpec {
+                lowers: self.lowers,
+                upper: self.upper,
+                work,
+                userxattr: self.userxattr,
+                trusted_lowers: self.trusted_lowers,
+            },
+            union: self.union,
+            mount: MountOptions { source: self.source, flags, allow_other: self.allow_other },
+            mountpoint: mountpoint.to_owned(),
+            threads: self.threads.unwrap_or_else(default_threads),
+            foreground,
+        })
+    }
+}
+
+/// Options of fstab that mount(8), systemd and others keep notes in.
+fn is_for_others(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b"x-") || name.starts_with(b"X-") || name == b"comment"
+}
+
+fn put_once(place: &mut Option<PathBuf>, path: &Path, what: &str) -> Result<(), ConfigError> {
+    match place.replace(path.to_owned()) {
+        None => Ok(()),
+        Some(first) => wrong(format!("the {what} is given twice: {} and {}", first.display(), path.display())),
+    }
+}
+
+/// `.NAME.work` beside the upper directory NAME.
+fn default_work(upper: &Path) -> Result<PathBuf, ConfigError> {
+    // A directory that is missing is told later, with the others.
+    let real = std::fs::canonicalize(upper).unwrap_or_else(|_| upper.to_owned());
+    let Some(name) = real.file_name() else {
+        return wrong(format!("no work directory can be made beside {}: name one with --work", upper.display()));
+    };
+    Ok(real.with_file_name(OsString::from_vec([b".", name.as_bytes(), b".work"].concat())))
+}
+
+fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.clamp(*THREADS.start(), *THREADS.end())
+}
+
+fn one_of<T: Copy>(name: &str, value: &OsStr, values: &[(&str, T)]) -> Result<T, ConfigError> {
+    match values.iter().find(|(known, _)| OsStr::new(known) == value) {
+        Some((_, meaning)) => Ok(*meaning),
+        None => {
+            let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
+            wrong(format!("{name}={}: the value is one of {}", value.display(), known.join(", ")))
+        }
+    }
+}
+
+fn count(name: &str, value: &OsStr, range: RangeInclusive<usize>) -> Result<usize, ConfigError> {
+    match value.to_str().and_then(|text| text.parse().ok()) {
+        Some(n) if range.contains(&n) => Ok(n),
+        _ => {
+            let (first, last) = range.into_inner();
+            wrong(format!("{name}={}: the value is a number from {first} to {last}", value.display()))
+        }
+    }
+}
+
+fn seconds(name: &str, value: &OsStr) -> Result<Duration, ConfigError> {
+    let parsed = value.to_str().and_then(|text| text.parse::<f64>().ok());
+    match parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(duration) => Ok(duration),
+        None => wrong(format!("{name}={}: the value is a number of seconds", value.display())),
+    }
+}
+
+fn source(value: &OsStr) -> Result<OsString, ConfigError> {
+    match value.len() {
+        1..=SOURCE_MAX => Ok(value.to_owned()),
+        _ => wrong(format!("the source is 1 to {SOURCE_MAX} bytes long: \"{}\"", value.display())),
+    }
+}
+
+/// The parts between unescaped separators, their escapes still in them.
+fn split_unescaped(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut escaped = false;
+    text.split(move |b| {
+        let cut = !escaped && *b == separator;
+        escaped = !escaped && *b == b'\\';
+        cut
+    })
+}
+
+/// A path without its escapes: a backslash gives way to the character after it.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => out.push(*bytes.next().unwrap_or(byte)),
+            _ => out.push(*byte),
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+/// The known option whose name takes the fewest changes to get to.
+fn nearest(name: &OsStr) -> &'static str {
+    let distance = |known: &str| edit_distance(name.as_bytes(), known.as_bytes());
+    OPTIONS.iter().map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
+}
+
+/// How many bytes have to be inserted, removed or replaced to turn one name into the other.
+fn edit_distance(from: &[u8], to: &[u8]) -> usize {
+    // `row` holds the distances of what is read of `from` to every beginning of `to`.
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (read, a) in from.iter().enumerate() {
+        let (mut diagonal, mut left) = (read, read + 1);
+        if let Some(first) = row.first_mut() {
+            *first = left;
+        }
+        for (cell, b) in row.iter_mut().skip(1).zip(to) {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = *cell;
+            left = replaced.min(diagonal + 1).min(left + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Tests of the options.
+
+use super::*;
+
+fn settings(list: &str) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::default();
+    settings.set_list(OsStr::new(list)).map(|()| settings)
+}
+
+fn config(list: &str) -> Result<Config, ConfigError> {
+    settings(list)?.into_config(Path::new("/mnt"), false)
+}
+
+fn complaint(list: &str) -> String {
+    config(list).unwrap_err().to_string()
+}
+
+fn paths(names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(PathBuf::from).collect()
+}
+
+#[test]
+fn a_list_names_the_layers() {
+    let config = config("lowerdir=/a:/b:c,upperdir=/u,workdir=/w").unwrap();
+    assert_eq!(config.stack.lowers, paths(&["/a", "/b", "c"]));
+    assert_eq!(config.stack.upper, Some("/u".into()));
+    assert_eq!(config.stack.work, Some("/w".into()));
+    assert_eq!(config.mount.flags, MsFlags::empty());
+    assert_eq!(config.mount.source, "layerfs");
+}
+
+#[test]
+fn escapes_keep_colons_commas_and_backslashes_in_paths() {
+    let config = config(r"lowerdir=/a\:b:/c\\:/d\,e,upperdir=/u\:\\x,workdir=/w\,,ro").unwrap();
+    assert_eq!(config.stack.lowers, paths(&["/a:b", r"/c\", "/d,e"]));
+    assert_eq!(config.stack.upper, Some(r"/u:\x".into()));
+    assert_eq!(config.stack.work, Some("/w,".into()));
+    assert!(config.mount.flags.contains(MsFlags::MS_RDONLY));
+    assert_eq!(settings(r"lowerdir=/a\").unwrap().lowers, paths(&[r"/a\"]));
+}
+
+#[test]
+fn names_are_bytes() {
+    let list = OsStr::from_bytes(b"lowerdir=/\xff:/\xfe\xfe");
+    let mut settings = Settings::default();
+    settings.set_list(list).unwrap();
+    assert_eq!(settings.lowers[1].as_os_str().as_bytes(), b"/\xfe\xfe");
+    assert!(settings.set_list(OsStr::from_bytes(b"\xff\xff=1")).is_err());
+}
+
+#[test]
+fn without_upper_a_mount_is_read_only() {
+    assert!(config("lowerdir=/a,rw").unwrap().mount.flags.contains(MsFlags::MS_RDONLY));
+    assert!(!config("lowerdir=/a,upperdir=/u").unwrap().mount.flags.contains(MsFlags::MS_RDONLY));
+}
+
+#[test]
+fn the_work_directory_lies_beside_upper() {
+    let work = |upper: &str| config(&format!("lowerdir=/a,upperdir={upper}")).unwrap().stack.work;
+    assert_eq!(work("/no/such/u"), Some("/no/such/.u.work".into()));
+    assert_eq!(work("no-such-u"), Some(".no-such-u.work".into()));
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().canonicalize().unwrap();
+    std::fs::create_dir(real.join("u")).unwrap();
+    std::os::unix::fs::symlink("u", real.join("alias")).unwrap();
+    assert_eq!(work(&format!("{}/alias/.", dir.path().display())), Some(real.join(".u.work")));
+    assert!(complaint("lowerdir=/a,upperdir=/").contains("--work"));
+}
+
+#[test]
+fn values_are_read() {
+    let config = config(
+        "lowerdir=/a,timeout=1.5,redirect_dir=off,xino=on,noacl,volatile,threads=3,cache_entries=10,\
+         userxattr,trusted_lowers,allow_other,source=x=y",
+    )
+    .unwrap();
+    assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
+    assert_eq!(config.union.xino, Xino::On);
+    assert!(config.union.volatile && !config.union.redirect_dir && !config.union.acl);
+    assert_eq!((config.threads, config.union.cache_entries), (3, 10));
+    assert!(config.stack.userxattr && config.stack.trusted_lowers && config.mount.allow_other);
+    assert_eq!(config.mount.source, "x=y");
+}
+
+#[test]
+fn the_last_of_two_opposites_wins() {
+    let flags = |list: &str| config(&format!("lowerdir=/a,upperdir=/u,{list}")).unwrap().mount.flags;
+    assert_eq!(flags("nosuid,suid,nodev,noexec"), MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
+    assert_eq!(flags(",,defaults,x-systemd.automount,comment=z,,noatime,"), MsFlags::MS_NOATIME);
+}
+
+#[test]
+fn an_unknown_option_is_told_with_the_nearest() {
+    for (typed, nearest) in [("lowrdir=/a", "lowerdir"), ("upper=/u", "upperdir"), ("readirect_dir=on", "redirect_dir")] {
+        let said = complaint(typed);
+        assert!(said.contains("unknown") && said.contains(&format!("\"{nearest}\"")), "{said}");
+    }
+    assert!(complaint("noatme").contains("\"noatime\""));
+    assert_eq!(nearest(OsStr::new("volatil")), "volatile");
+}
+
+#[test]
+fn values_of_another_form_are_told() {
+    for (list, part) in [
+        ("timeout=x", "number of seconds"),
+        ("timeout=-1", "number of seconds"),
+        ("timeout=nan", "number of seconds"),
+        ("timeout=1e300", "number of seconds"),
+        ("threads=0", "from 1 to"),
+        ("threads=99999999999999999999", "from 1 to"),
+        ("cache_entries=-1", "from 0 to"),
+        ("xino=maybe", "auto, on, off"),
+        ("redirect_dir=", "on, off"),
+        ("lowerdir", "needs a value"),
+        ("ro=1", "takes no value"),
+        ("source=", "1 to 255 bytes"),
+        ("lowerdir=/a::/b", "empty path"),
+        ("lowerdir=/a,lowerdir=/b", "twice"),
+        ("lowerdir=/a,upperdir=/u,upperdir=/v", "twice"),
+        ("lowerdir=/a,workdir=/w", "needs an upper"),
+        ("lowerdir=/a,upperdir=", "empty path"),
+        ("ro", "no lower directory"),
+    ] {
+        let said = complaint(list);
+        assert!(said.contains(part), "{list}: {said}");
+    }
+}
+
+#[test]
+fn distances_are_counted() {
+    for (a, b, expected) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3), ("ro", "rw", 1)] {
+        assert_eq!(edit_distance(a.as_bytes(), b.as_bytes()), expected);
+        assert_eq!(edit_distance(b.as_bytes(), a.as_bytes()), expected);
+    }
+}
+
+#[test]
+fn workers_follow_the_cores() {
+    let threads = config("lowerdir=/a").unwrap().threads;
+    assert!(THREADS.contains(&threads));
+}

@@ -1,0 +1,134 @@
+//! A mount in the tree, to be taken off again, and never somebody else's in its place.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sys::mount::{MountEntry, UnmountError, mounts, top_at, unmount};
+
+/// Our mount.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Where it was mounted.
+    mountpoint: PathBuf,
+    /// The device number that tells it from others; None where procfs can't be read.
+    dev: Option<u64>,
+    /// Its /dev/fuse: tells whether it still exists. Device numbers are given to the next mount at once.
+    device: Arc<OwnedFd>,
+}
+
+impl Attached {
+    /// What has just been mounted on `mountpoint`, with this /dev/fuse.
+    pub fn find(mountpoint: PathBuf, device: &OwnedFd) -> anyhow::Result<Self> {
+        let device = Arc::new(device.try_clone().context("the FUSE device can't be kept")?);
+        let dev = match mounts() {
+            Ok(mounts) => top_at(&mounts, &mountpoint).map(|mount| mount.dev),
+            Err(e) => {
+                log::warn!("/proc/self/mountinfo can't be read ({e}): the mount can't be told from others");
+                None
+            }
+        };
+        Ok(Self { mountpoint, dev, device })
+    }
+
+    /// Its device number, as st_dev tells it.
+    pub fn dev(&self) -> Option<u64> {
+        self.dev
+    }
+
+    /// Waits until the mount answers requests.
+    pub fn answers(&self) -> anyhow::Result<()> {
+        std::fs::metadata(&self.mountpoint)
+            .with_context(|| format!("the mount on {} does not answer", self.name()))
+            .map(drop)
+    }
+
+    /// Takes it off; while it is in use, out of the tree at least: it then ends with its last user.
+    pub fn take_off(&self) {
+        match self.try_unmount(false) {
+            Ok(()) => {}
+            Err(UnmountError::Busy) => {
+                log::warn!("{} is in use: it is detached and served until its last user has gone", self.name());
+                self.detach();
+            }
+            Err(UnmountError::Failed(why)) => log::error!("{} can't be unmounted: {why}", self.name()),
+        }
+    }
+
+    /// Takes it out of the tree at once.
+    pub fn detach(&self) {
+        if let Err(e) = self.try_unmount(true) {
+            log::error!("{} can't be detached: {e}", self.name());
+        }
+    }
+
+    fn try_unmount(&self, lazy: bool) -> Result<(), UnmountError> {
+        if !self.exists() {
+            return Ok(());
+        }
+        let Some(dev) = self.dev else { return unmount(&self.mountpoint, lazy) };
+        let mounts = mounts().map_err(|e| UnmountError::Failed(format!("/proc/self/mountinfo can't be read ({e})")))?;
+        match self.place(&mounts, dev) {
+            Place::Gone => Ok(()),
+            Place::Covered => Err(UnmountError::Failed("something else is mounted over it".to_owned())),
+            Place::At(mountpoint) => unmount(&mountpoint, lazy),
+        }
+    }
+
+    /// Whether the kernel still has it, in whatever place.
+    fn exists(&self) -> bool {
+        let mut asked = [PollFd::new(self.device.as_fd(), PollFlags::empty())];
+        match poll(&mut asked, PollTimeout::ZERO) {
+            Ok(1) => !asked.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))),
+            _ => true,
+        }
+    }
+
+    /// Where it is by now: where we mounted it, or where somebody has moved it to.
+    fn place(&self, mounts: &[MountEntry], dev: u64) -> Place {
+        let ours: Vec<&MountEntry> = mounts.iter().filter(|mount| mount.dev == dev).collect();
+        let free = |mount: &&&MountEntry| top_at(mounts, &mount.mountpoint).is_some_and(|top| top.id == mount.id);
+        let here = ours.iter().filter(|mount| mount.mountpoint == self.mountpoint).find(free);
+        match here.or_else(|| ours.iter().find(free)) {
+            Some(mount) => Place::At(mount.mountpoint.clone()),
+            None if ours.is_empty() => Place::Gone,
+            None => Place::Covered,
+        }
+    }
+
+    fn name(&self) -> std::path::Display<'_> {
+        self.mountpoint.display()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    At(PathBuf),
+    Covered,
+    Gone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: u64, parent: u64, dev: u64, mountpoint: &str) -> MountEntry {
+        MountEntry { id, parent, dev, mountpoint: mountpoint.into(), kind: "fuse.layerfs".into() }
+    }
+
+    #[test]
+    fn a_strangers_mount_is_left_alone() {
+        let device = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+        let ours = Attached { mountpoint: "/m".into(), dev: Some(7), device };
+        let place = |mounts: &[MountEntry]| ours.place(mounts, 7);
+        let root = entry(1, 0, 1, "/");
+        assert_eq!(place(&[root.clone(), entry(2, 1, 7, "/m")]), Place::At("/m".into()));
+        assert_eq!(place(&[root.clone(), entry(2, 1, 8, "/m")]), Place::Gone);
+        assert_eq!(place(&[root.clone(), entry(2, 1, 7, "/m"), entry(3, 2, 8, "/m")]), Place::Covered);
+        assert_eq!(place(&[root.clone(), entry(2, 1, 8, "/m"), entry(3, 2, 7, "/m")]), Place::At("/m".into()));
+        assert_eq!(place(&[root, entry(2, 1, 7, "/moved"), entry(3, 1, 8, "/m")]), Place::At("/moved".into()));
+    }
+}

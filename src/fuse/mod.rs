@@ -1,0 +1,56 @@
+//! The FUSE protocol, without policy: a request is decoded, the union is asked, the answer is encoded.
+//!
+//! The only module that names the `fuser` crate. `call` runs an operation so that a panic costs one EIO; `convert` holds
+//! every conversion between the protocol's types and ours; `capabilities` says what is asked of the kernel and why.
+
+mod adapter;
+mod call;
+mod capabilities;
+mod convert;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::union::Union;
+use adapter::Adapter;
+
+/// How a mount is served.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Number of threads that take requests; at least one.
+    pub threads: usize,
+    /// How long the kernel may keep names and attributes; `None`: for good.
+    pub timeout: Option<Duration>,
+}
+
+/// A mount that is ready to be served.
+#[derive(Debug)]
+pub struct Server {
+    session: fuser::Session<Adapter>,
+}
+
+impl Server {
+    /// Shakes hands with the kernel over an open `/dev/fuse` that a mount was made with.
+    ///
+    /// # Errors
+    /// When the kernel's protocol is too old, or the mount is gone already.
+    pub fn start(union: Arc<Union>, dev_fuse: OwnedFd, options: ServeOptions) -> io::Result<Self> {
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(options.threads.max(1));
+        config.clone_fd = options.threads > 1;
+        let adapter = Adapter::new(union, options.timeout);
+        // Who may do what is the kernel's to decide (default_permissions, allow_other), not the session's.
+        let session = fuser::Session::from_fd(adapter, dev_fuse, fuser::SessionACL::All, config)?;
+        Ok(Self { session })
+    }
+
+    /// Serves until the mount is gone.
+    ///
+    /// # Errors
+    /// When the device fails otherwise.
+    pub fn run(self) -> io::Result<()> {
+        self.session.run()
+    }
+}

@@ -1,0 +1,19 @@
+//! What lies on disk: the stack of layers, real objects in them, the marks, and the one type that can change a layer.
+
+pub mod busy;
+pub mod marks;
+pub mod origin;
+pub mod preflight;
+pub mod private;
+pub mod real;
+pub mod spec;
+pub mod stack;
+pub mod stage;
+pub mod upper;
+pub mod whiteout;
+pub mod work;
+
+pub use real::{LayerId, ObjKey, RealDir};
+pub use spec::StackSpec;
+pub use stack::Stack;
+pub use upper::{Upper, UpperDir};

@@ -1,0 +1,186 @@
+//! A directory of one layer, found again by its place when no descriptor of it is open.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::name::Name;
+use crate::sys::file::Stat;
+
+/// A layer's position: the upper is 0, the lowers follow from the top, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LayerId(pub u16);
+
+impl LayerId {
+    /// The upper layer.
+    pub const UPPER: LayerId = LayerId(0);
+
+    /// Whether this is the upper layer.
+    pub fn is_upper(self) -> bool {
+        self == Self::UPPER
+    }
+}
+
+/// A real object's identity: its own device and inode number, not its layer's (subvolumes and nested unions change the
+/// device within one layer).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ObjKey {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+}
+
+impl From<&Stat> for ObjKey {
+    fn from(st: &Stat) -> Self {
+        Self { dev: st.dev, ino: st.ino }
+    }
+}
+
+/// The device that stands for what another mount covers in a layer; no filesystem has it.
+const VOID_DEV: u64 = u64::MAX;
+
+/// The status of a name in a layer that is covered by another mount: an empty directory that nobody may write.
+pub fn void_stat(parent: ObjKey, name: &Name) -> Stat {
+    use std::hash::{Hash, Hasher};
+    let mut hasher = std::hash::DefaultHasher::new();
+    (parent, name).hash(&mut hasher);
+    Stat {
+        dev: VOID_DEV,
+        ino: hasher.finish() >> 16,
+        mode: libc::S_IFDIR | 0o555,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        blksize: 4096,
+        atime: (0, 0),
+        mtime: (0, 0),
+        ctime: (0, 0),
+    }
+}
+
+/// What a directory is known to hold, so that a lookup in it can leave out a question.
+#[derive(Debug, Default)]
+pub struct Hint(AtomicU8);
+
+impl Hint {
+    /// Some(true) and Some(false) once known.
+    pub fn get(&self) -> Option<bool> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            n => Some(n == 2),
+        }
+    }
+
+    /// Remembers an answer.
+    pub fn set(&self, yes: bool) {
+        self.0.store(if yes { 2 } else { 1 }, Ordering::Relaxed);
+    }
+}
+
+/// A directory of one layer.
+#[derive(Debug)]
+pub struct RealDir {
+    /// The layer that it is in.
+    pub layer: LayerId,
+    /// Which object it is; whatever is opened at its place must be this.
+    pub key: ObjKey,
+    /// Unique in this process: the key of its cached descriptor.
+    pub(super) serial: u64,
+    /// Parent and name; `None` for a layer's root. Changed by a rename in upper only, under `Stack::places`.
+    pub(super) place: Mutex<Option<(Arc<RealDir>, Name)>>,
+    /// Whether it holds `.wh.` entries.
+    pub(super) dot_whiteouts: Hint,
+    /// Whether its opaque mark says that it holds whiteouts in xattr form.
+    pub(super) xattr_whiteouts: Hint,
+    /// Whether it is marked as holding entries with an origin.
+    pub(super) impure: Hint,
+}
+
+impl RealDir {
+    /// A layer's root.
+    pub(super) fn root(layer: LayerId, key: ObjKey) -> Arc<Self> {
+        Self::make(layer, key, None)
+    }
+
+    /// The directory `name` in `parent`, whose status is `st`.
+    pub fn child(parent: &Arc<RealDir>, name: &Name, st: &Stat) -> Arc<Self> {
+        Self::make(parent.layer, st.into(), Some((parent.clone(), name.clone())))
+    }
+
+    fn make(layer: LayerId, key: ObjKey, place: Option<(Arc<RealDir>, Name)>) -> Arc<Self> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            layer,
+            key,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            place: Mutex::new(place),
+            dot_whiteouts: Hint::default(),
+            xattr_whiteouts: Hint::default(),
+            impure: Hint::default(),
+        })
+    }
+
+    /// Whether another mount covers it: then it shows as empty.
+    pub fn is_void(&self) -> bool {
+        self.key.dev == VOID_DEV
+    }
+
+    /// The names from its layer's root down to it.
+    pub fn path(self: &Arc<Self>) -> Vec<Name> {
+        let mut names = Vec::new();
+        let mut dir = self.clone();
+        loop {
+            let place = dir.place.lock().clone();
+            let Some((parent, name)) = place else { break };
+            names.push(name);
+            dir = parent;
+        }
+        names.reverse();
+        names
+    }
+}
+
+impl Drop for RealDir {
+    /// Drops a chain of parents in a loop: a path can be deeper than the stack.
+    fn drop(&mut self) {
+        let mut next = self.place.get_mut().take();
+        while let Some((parent, _)) = next {
+            next = Arc::into_inner(parent).and_then(|mut dir| dir.place.get_mut().take());
+        }
+    }
+}
+
+/// The bounded set of open directory descriptors.
+#[derive(Debug)]
+pub(super) struct DirFds(Mutex<LruCache<u64, Arc<OwnedFd>>>);
+
+impl DirFds {
+    pub(super) fn new(capacity: std::num::NonZeroUsize) -> Self {
+        Self(Mutex::new(LruCache::new(capacity)))
+    }
+
+    pub(super) fn get(&self, dir: &RealDir) -> Option<Arc<OwnedFd>> {
+        self.0.lock().get(&dir.serial).cloned()
+    }
+
+    pub(super) fn put(&self, dir: &RealDir, fd: Arc<OwnedFd>) {
+        let evicted = self.0.lock().push(dir.serial, fd);
+        drop(evicted);
+    }
+
+    pub(super) fn remove(&self, dir: &RealDir) {
+        let removed = self.0.lock().pop(&dir.serial);
+        drop(removed);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}

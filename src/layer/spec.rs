@@ -1,0 +1,18 @@
+//! Which directories make up a stack.
+
+use std::path::PathBuf;
+
+/// The directories of a union, as its user names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StackSpec {
+    /// The lower layers, the top one first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer; without one the union is read-only.
+    pub upper: Option<PathBuf>,
+    /// The work directory, on the same filesystem as `upper`.
+    pub work: Option<PathBuf>,
+    /// Keep marks in `user.overlay.*` although `trusted.overlay.*` would be possible.
+    pub userxattr: bool,
+    /// Follow redirects that the lower layers carry.
+    pub trusted_lowers: bool,
+}

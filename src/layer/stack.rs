@@ -1,0 +1,408 @@
+//! The opened layers, and everything that only reads them.
+
+use std::ffi::{CStr, CString};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use parking_lot::RwLock;
+
+use crate::error::{Errno, Result, SetupError};
+use crate::layer::marks::{Mark, Namespace};
+use crate::layer::origin::Origin;
+use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
+use crate::layer::{StackSpec, Upper, UpperDir, preflight, work};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::file::{FsStat, Reach, Stat};
+use crate::sys::xattr::Target;
+
+/// How many descriptors of directories stay open.
+const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(160).unwrap();
+
+/// The longest relative path given to one system call when a directory is reopened, in bytes (`PATH_MAX` is 4096).
+const REOPEN_CHUNK: usize = 4000;
+
+/// One opened layer.
+#[derive(Debug)]
+pub struct Layer {
+    /// Where the user said it is.
+    pub path: PathBuf,
+    pub(super) root_fd: Arc<OwnedFd>,
+    /// Its root directory.
+    pub root: Arc<RealDir>,
+    /// `Beneath` if its mount is a private clone with nothing mounted in it.
+    reach: Reach,
+    /// The uuid of its filesystem, zero if unknown.
+    uuid: [u8; 16],
+}
+
+/// The opened layers of a union.
+#[derive(Debug)]
+pub struct Stack {
+    layers: Vec<Layer>,
+    upper: Option<Upper>,
+    namespace: Namespace,
+    privileged: bool,
+    trusted_lowers: bool,
+    pub(super) fds: DirFds,
+    /// Held exclusively while a directory of upper moves, shared while one is found again by its place.
+    pub(super) places: RwLock<()>,
+}
+
+impl Stack {
+    /// Opens the layers, and makes the work directory when there is an upper one.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a directory, before anything on disk is changed.
+    pub fn open(spec: &StackSpec) -> std::result::Result<Self, SetupError> {
+        preflight::check(spec)?;
+        let privileged = sys::privilege::is_privileged();
+        let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
+        let mut layers = Vec::with_capacity(spec.lowers.len() + 1);
+        let mut upper = None;
+        if let (Some(dir), Some(work_path)) = (&spec.upper, &spec.work) {
+            let opened = work::open(dir, work_path)?;
+            layers.push(Layer::new(LayerId::UPPER, dir, opened.upper, opened.reach)?);
+            upper = Some(Upper::new(opened.work, namespace)?);
+        }
+        for (path, id) in spec.lowers.iter().zip(1..) {
+            layers.push(Layer::open_lower(LayerId(id), path)?);
+        }
+        Ok(Self {
+            layers,
+            upper,
+            namespace,
+            privileged,
+            trusted_lowers: spec.trusted_lowers,
+            fds: DirFds::new(OPEN_DIRS),
+            places: RwLock::new(()),
+        })
+    }
+
+    /// All layers, the upper one first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The only way to change a layer; `EROFS` on a union without upper.
+    pub fn upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::EROFS)
+    }
+
+    /// Whether there is an upper layer.
+    pub fn is_writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
+    /// The namespace that the marks are kept in.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// Whether redirects and origins in a layer count.
+    pub fn trusts(&self, layer: LayerId) -> bool {
+        layer.is_upper() || self.trusted_lowers
+    }
+
+    /// The number of open directory descriptors, the layers' roots included.
+    pub fn descriptors(&self) -> usize {
+        self.layers.len() + self.fds.len()
+    }
+
+    fn layer(&self, id: LayerId) -> Result<&Layer> {
+        let first = if self.upper.is_some() { 0 } else { 1 };
+        let index = usize::from(id.0).checked_sub(first).ok_or(Errno::EIO)?;
+        self.layers.get(index).ok_or(Errno::EIO)
+    }
+
+    /// An `O_PATH` descriptor of a directory.
+    ///
+    /// # Errors
+    /// `ESTALE` if another object stands at its place by now.
+    pub fn open_dir(&self, dir: &Arc<RealDir>) -> Result<Arc<OwnedFd>> {
+        if dir.place.lock().is_none() {
+            return self.layer(dir.layer).map(|layer| layer.root_fd.clone());
+        }
+        if let Some(fd) = self.fds.get(dir) {
+            return Ok(fd);
+        }
+        let fd = Arc::new(self.reopen_dir(dir)?);
+        self.fds.put(dir, fd.clone());
+        Ok(fd)
+    }
+
+    /// Finds a directory again from its nearest ancestor that is open.
+    fn reopen_dir(&self, dir: &Arc<RealDir>) -> Result<OwnedFd> {
+        let _still = self.places.read();
+        let layer = self.layer(dir.layer)?;
+        let mut names = Vec::new();
+        let mut at = dir.clone();
+        let base = loop {
+            let place = at.place.lock().clone();
+            let Some((parent, name)) = place else { break layer.root_fd.clone() };
+            names.push(name);
+            if let Some(fd) = self.fds.get(&parent) {
+                break fd;
+            }
+            at = parent;
+        };
+        let fd = walk(&base, names.iter().rev(), layer.reach)?;
+        if ObjKey::from(&sys::file::stat(&fd)?) != dir.key {
+            return Err(Errno::ESTALE);
+        }
+        Ok(fd)
+    }
+
+    /// Remembers a descriptor that was opened for `dir` already.
+    pub fn keep_dir_fd(&self, dir: &Arc<RealDir>, fd: OwnedFd) {
+        self.fds.put(dir, Arc::new(fd));
+    }
+
+    /// The status of `name` in a directory of one layer.
+    pub fn stat_at(&self, dir: &Arc<RealDir>, name: &Name) -> Result<Option<Stat>> {
+        if dir.is_void() {
+            return Ok(None);
+        }
+        let fd = self.open_dir(dir)?;
+        let stat = match self.layer(dir.layer)?.reach {
+            Reach::Beneath => sys::file::stat_at(fd.as_fd(), name.as_cstr()),
+            Reach::SameMount => sys::file::open_beneath(fd.as_fd(), name.as_cstr(), OFlag::O_PATH, 0, Reach::SameMount)
+                .and_then(sys::file::stat),
+        };
+        match stat {
+            Ok(st) => Ok(Some(st)),
+            Err(Errno::EXDEV) => Ok(Some(void_stat(dir.key, name))),
+            // The filesystem of a layer may take shorter names than the others: it just has none that long.
+            Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens `name`, which must be the object `key`.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is another one by now.
+    pub fn open_at(&self, dir: &Arc<RealDir>, name: &Name, key: ObjKey, flags: OFlag) -> Result<OwnedFd> {
+        let dir_fd = self.open_dir(dir)?;
+        let reach = self.layer(dir.layer)?.reach;
+        // A fifo or terminal in its place must not hold us up; openat2 takes these flags only where they mean something.
+        let plain = !flags.contains(OFlag::O_PATH);
+        let flags = if plain { flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY } else { flags };
+        let fd = match sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach) {
+            // O_NOATIME is for the owner only.
+            Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => {
+                let flags = flags - OFlag::O_NOATIME;
+                sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach)?
+            }
+            opened => opened?,
+        };
+        if ObjKey::from(&sys::file::stat(&fd)?) != key {
+            return Err(Errno::ESTALE);
+        }
+        Ok(fd)
+    }
+
+    /// An `O_PATH` descriptor of an object in a directory.
+    pub fn open_path(&self, dir: &Arc<RealDir>, name: &Name, key: ObjKey) -> Result<OwnedFd> {
+        self.open_at(dir, name, key, OFlag::O_PATH)
+    }
+
+    /// The child directory `name`, opened once and its descriptor kept.
+    pub fn child_dir(&self, parent: &Arc<RealDir>, name: &Name, st: &Stat) -> Result<Arc<RealDir>> {
+        let dir = RealDir::child(parent, name, st);
+        if !dir.is_void() {
+            let fd = self.open_path(parent, name, dir.key)?;
+            self.keep_dir_fd(&dir, fd);
+        }
+        Ok(dir)
+    }
+
+    /// A descriptor of a directory that can be read (getdents) or synced.
+    pub fn open_dir_readable(&self, dir: &Arc<RealDir>) -> Result<OwnedFd> {
+        let fd = self.open_dir(dir)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let noatime = if dir.layer.is_upper() { OFlag::empty() } else { OFlag::O_NOATIME };
+        match nix::fcntl::openat(&fd, c".", flags | noatime, nix::sys::stat::Mode::empty()) {
+            Err(Errno::EPERM) if !noatime.is_empty() => {
+                nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
+            }
+            opened => opened,
+        }
+    }
+
+    /// The value of a stored xattr of `name` in a directory, `None` if it has none.
+    pub fn xattr_at(&self, dir: &Arc<RealDir>, name: &Name, attr: &CStr) -> Result<Option<Vec<u8>>> {
+        let fd = self.open_dir(dir)?;
+        none_if_absent(sys::xattr::get(Target::At(fd.as_fd(), name.as_cstr()), attr))
+    }
+
+    /// The value of a stored xattr of a directory.
+    pub fn dir_xattr(&self, dir: &Arc<RealDir>, attr: &CStr) -> Result<Option<Vec<u8>>> {
+        let fd = self.open_dir(dir)?;
+        none_if_absent(sys::xattr::get(Target::Fd(fd.as_fd()), attr))
+    }
+
+    /// The stored names of all xattrs of a directory.
+    pub fn dir_xattr_names(&self, dir: &Arc<RealDir>) -> Result<Vec<u8>> {
+        if dir.is_void() {
+            return Ok(Vec::new());
+        }
+        let fd = self.open_dir(dir)?;
+        Ok(none_if_absent(sys::xattr::list(Target::Fd(fd.as_fd())))?.unwrap_or_default())
+    }
+
+    /// A mark of an object of upper.
+    pub fn upper_mark(&self, dir: &Arc<RealDir>, name: &Name, st: &Stat, mark: Mark) -> Result<Option<Vec<u8>>> {
+        let value = self.xattr_at(dir, name, self.namespace.name(mark))?;
+        if value.is_some() || st.is_dir() || st.is_file() || self.namespace == Namespace::Trusted {
+            return Ok(value);
+        }
+        let fd = self.open_dir(dir)?;
+        Ok(self.upper()?.private_mark(fd.as_fd(), name, mark))
+    }
+
+    /// Whether a directory of upper is marked as holding entries with an origin.
+    pub fn is_impure(&self, dir: &UpperDir) -> Result<bool> {
+        if let Some(known) = dir.impure.get() {
+            return Ok(known);
+        }
+        let impure = self.dir_xattr(dir, self.namespace.name(Mark::Impure))?.is_some();
+        dir.impure.set(impure);
+        Ok(impure)
+    }
+
+    /// The origin mark that a copy of `name` gets; `None` where the filesystem has no handles.
+    pub fn origin_of(&self, dir: &Arc<RealDir>, name: &Name) -> Result<Option<Origin>> {
+        if dir.is_void() {
+            return Ok(None);
+        }
+        let fd = self.open_dir(dir)?;
+        Ok(self.origin(dir.layer, fd.as_fd(), name.as_cstr()))
+    }
+
+    /// As [`Stack::origin_of`], of a directory itself.
+    pub fn origin_of_dir(&self, dir: &Arc<RealDir>) -> Result<Option<Origin>> {
+        if dir.is_void() {
+            return Ok(None);
+        }
+        let fd = self.open_dir(dir)?;
+        Ok(self.origin(dir.layer, fd.as_fd(), c""))
+    }
+
+    fn origin(&self, layer: LayerId, dir: std::os::fd::BorrowedFd<'_>, name: &CStr) -> Option<Origin> {
+        let handle = sys::handle::of(dir, name).ok()?;
+        Some(Origin { uuid: self.layer(layer).ok()?.uuid, handle })
+    }
+
+    /// The status of the object that an origin mark names, if it is still there: by its handle alone, so for the privileged only.
+    pub fn resolve_origin(&self, origin: &Origin) -> Option<Stat> {
+        if !self.privileged {
+            return None;
+        }
+        let lowers = self.layers.iter().filter(|l| !l.root.layer.is_upper());
+        let mut tried = Vec::new();
+        for layer in lowers.filter(|l| l.uuid == origin.uuid) {
+            if tried.contains(&layer.root.key.dev) {
+                continue;
+            }
+            tried.push(layer.root.key.dev);
+            if let Ok(fd) = sys::handle::open(layer.root_fd.as_fd(), &origin.handle) {
+                return sys::file::stat(fd).ok();
+            }
+        }
+        None
+    }
+
+    /// statfs(2) of the layer that is written to, else of the top one.
+    pub fn fs_stat(&self) -> Result<FsStat> {
+        let layer = self.layers.first().ok_or(Errno::EIO)?;
+        sys::file::fs_stat(layer.root_fd.as_fd())
+    }
+}
+
+impl Layer {
+    fn new(id: LayerId, path: &Path, root_fd: OwnedFd, reach: Reach) -> std::result::Result<Self, SetupError> {
+        let st = sys::file::stat(&root_fd)
+            .map_err(|e| SetupError::new(format!("can't read the layer ({e})"), path, "check the directory"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            uuid: sys::handle::fs_uuid(root_fd.as_fd()),
+            root: RealDir::root(id, ObjKey::from(&st)),
+            root_fd: Arc::new(root_fd),
+            reach,
+        })
+    }
+
+    fn open_lower(id: LayerId, path: &Path) -> std::result::Result<Self, SetupError> {
+        let plain = open_root(path)?;
+        // In a private clone our own mount, and whatever else is mounted below the layer, does not exist.
+        let Ok(tree) = sys::tree::clone(plain.as_fd()) else {
+            return Self::new(id, path, plain, Reach::SameMount);
+        };
+        if let Err(e) = sys::tree::make_read_only(tree.as_fd()) {
+            log::debug!("{}: the layer's clone stays writable to us: {e}", path.display());
+        }
+        Self::new(id, path, tree, Reach::Beneath)
+    }
+
+    /// Name of the filesystem type, as far as statfs tells, and whether it can clone file data.
+    pub fn filesystem(&self) -> String {
+        let magic = sys::file::fs_stat(self.root_fd.as_fd()).map(|st| st.magic).unwrap_or(0);
+        let known = [
+            (0xef53, "ext4"),
+            (0x5846_5342, "xfs"),
+            (0x9123_683e, "btrfs"),
+            (0x0102_1994, "tmpfs"),
+            (0x794c_7630, "overlay"),
+            (0x6573_5546, "fuse"),
+            (0x7371_7368, "squashfs"),
+            (0xe0f5_e1e2, "erofs"),
+            (0x2fc1_2fc1, "zfs"),
+            (0x6969, "nfs"),
+        ];
+        let name = known.iter().find(|(m, _)| *m == magic).map(|(_, name)| (*name).to_owned());
+        name.unwrap_or_else(|| format!("0x{magic:x}"))
+    }
+}
+
+/// Opens a layer's root directory as the user named it.
+pub(super) fn open_root(path: &Path) -> std::result::Result<OwnedFd, SetupError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|e| {
+        SetupError::new(format!("can't open the directory ({e})"), path, "check that it exists and is readable")
+    })
+}
+
+/// Opens the directory that a sequence of names leads to, in as few calls as PATH_MAX allows.
+fn walk<'a>(base: &OwnedFd, names: impl Iterator<Item = &'a Name>, reach: Reach) -> Result<OwnedFd> {
+    let mut at: Option<OwnedFd> = None;
+    let mut path: Vec<u8> = Vec::new();
+    let step = |at: &Option<OwnedFd>, path: &[u8]| {
+        let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+        let from = at.as_ref().unwrap_or(base).as_fd();
+        sys::file::open_beneath(from, &path, OFlag::O_PATH | OFlag::O_DIRECTORY, 0, reach)
+    };
+    for name in names {
+        if path.len() + name.as_bytes().len() > REOPEN_CHUNK {
+            at = Some(step(&at, &path)?);
+            path.clear();
+        }
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.as_bytes());
+    }
+    step(&at, &path)
+}
+
+/// An absent attribute, or a filesystem without attributes, is no error to who looks for a mark.
+fn none_if_absent(value: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}

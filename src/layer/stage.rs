@@ -1,0 +1,290 @@
+//! Objects in the making: built in the work directory, out of sight, and published in upper with one call.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::fcntl::{OFlag, RenameFlags};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, Whence};
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::Namespace;
+use crate::layer::work;
+use crate::name::Name;
+use crate::sys;
+use crate::sys::file::{Stat, TimeChange};
+use crate::sys::xattr::Target;
+
+/// How much one copy_file_range or read moves, in bytes.
+const CHUNK: usize = 8 << 20;
+/// The buffer of a copy by read and write, in bytes.
+const BUFFER: usize = 1 << 20;
+
+/// Names and abilities of the staging directory.
+#[derive(Debug, Default)]
+pub(super) struct Stager {
+    serial: AtomicU64,
+    no_unnamed: AtomicBool,
+}
+
+impl Stager {
+    /// A name that is unused in the staging directory.
+    pub(super) fn fresh_name(&self) -> Result<Name> {
+        Name::new(format!("#{:x}", self.serial.fetch_add(1, Ordering::Relaxed)).as_bytes())
+    }
+
+    /// A new empty file: unnamed where the filesystem has O_TMPFILE, so that a crash leaves nothing.
+    pub(super) fn file<'a>(&self, dir: BorrowedFd<'a>) -> Result<Staged<'a>> {
+        if !self.no_unnamed.load(Ordering::Relaxed) {
+            match sys::file::open_unnamed(dir, 0o600) {
+                Ok(fd) => return Ok(Staged { dir, name: None, fd }),
+                Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
+                    self.no_unnamed.store(true, Ordering::Relaxed);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let name = self.fresh_name()?;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        Ok(Staged { dir, name: Some(name), fd })
+    }
+
+    /// A new object that `make` makes under the name it is given.
+    pub(super) fn named<'a>(&self, dir: BorrowedFd<'a>, make: impl FnOnce(&CStr) -> Result<()>) -> Result<Staged<'a>> {
+        let name = self.fresh_name()?;
+        make(name.as_cstr())?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let opened = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::empty());
+        match opened {
+            Ok(fd) => Ok(Staged { dir, name: Some(name), fd }),
+            Err(e) => {
+                remove(dir, &name);
+                Err(e)
+            }
+        }
+    }
+}
+
+/// What stands at the place where an object is published.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Over {
+    /// Nothing.
+    Nothing,
+    /// A whiteout or another object that is no directory, when what comes is none either.
+    NonDirectory,
+    /// Something of the other kind, or a directory that is not empty to the filesystem: the two change places, and what was there is removed.
+    Other,
+}
+
+/// An object in the staging directory; removed again unless it is published.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    dir: BorrowedFd<'a>,
+    name: Option<Name>,
+    fd: OwnedFd,
+}
+
+impl Staged<'_> {
+    /// The object's descriptor: readable and writable for a regular file made empty, else `O_PATH`.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Gives the object its place, and returns its descriptor.
+    pub(super) fn publish(mut self, stager: &Stager, dir: BorrowedFd<'_>, name: &Name, over: Over) -> Result<OwnedFd> {
+        if self.name.is_none() {
+            if over == Over::Nothing {
+                sys::file::link_fd(self.fd.as_fd(), dir, name.as_cstr())?;
+                return self.into_fd();
+            }
+            let temporary = stager.fresh_name()?;
+            sys::file::link_fd(self.fd.as_fd(), self.dir, temporary.as_cstr())?;
+            self.name = Some(temporary);
+        }
+        let Some(temporary) = self.name.clone() else { return Err(Errno::EIO) };
+        let flags = match over {
+            Over::Nothing => RenameFlags::RENAME_NOREPLACE,
+            Over::NonDirectory => RenameFlags::empty(),
+            Over::Other => RenameFlags::RENAME_EXCHANGE,
+        };
+        rename_from((self.dir, temporary.as_cstr()), (dir, name.as_cstr()), flags)?;
+        if over != Over::Other {
+            // Nothing of ours is left under the temporary name. After an exchange the old object is: dropping removes it.
+            self.name = None;
+        }
+        self.into_fd()
+    }
+
+    fn into_fd(self) -> Result<OwnedFd> {
+        self.fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take() {
+            remove(self.dir, &name);
+        }
+    }
+}
+
+/// Removes a staged object; what can't be removed now is swept at the next mount.
+fn remove(dir: BorrowedFd<'_>, name: &Name) {
+    let removed = match nix::unistd::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR | Errno::EPERM) => work::remove_tree(dir, name.as_cstr()),
+        done => done,
+    };
+    if let Err(e) = removed {
+        log::warn!("a staged object stays in the work directory until the next mount: {name}: {e}");
+    }
+}
+
+/// A rename that does without flags on filesystems that know none, where that is the same.
+fn rename_from(from: (BorrowedFd<'_>, &CStr), to: (BorrowedFd<'_>, &CStr), flags: RenameFlags) -> Result<()> {
+    match sys::file::rename_at(from, to, flags) {
+        // The place is free: the caller holds the lock on its directory.
+        Err(Errno::EINVAL) if flags == RenameFlags::RENAME_NOREPLACE => {
+            sys::file::rename_at(from, to, RenameFlags::empty())
+        }
+        done => done,
+    }
+}
+
+/// How the bytes of a file were copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyKind {
+    /// The blocks are shared (FICLONE).
+    Reflink,
+    /// By copy_file_range(2).
+    CopyFileRange,
+    /// By read(2) and write(2).
+    ReadWrite,
+}
+
+/// Copies a file's data, holes left holes; returns how.
+pub(super) fn copy_data(from: BorrowedFd<'_>, st: &Stat, to: BorrowedFd<'_>) -> Result<CopyKind> {
+    if st.size == 0 {
+        return Ok(CopyKind::CopyFileRange);
+    }
+    if sys::copy::clone_file(from, to).is_ok() {
+        return Ok(CopyKind::Reflink);
+    }
+    let size = i64::try_from(st.size).map_err(|_| Errno::EFBIG)?;
+    let mut kind = CopyKind::CopyFileRange;
+    if st.blocks * 512 >= st.size {
+        copy_extent(from, to, 0, st.size, &mut kind)?;
+    } else {
+        let mut at = 0;
+        while let Some((start, end)) = next_data(from, at, size)? {
+            copy_extent(from, to, start as u64, end as u64, &mut kind)?;
+            at = end;
+        }
+    }
+    nix::unistd::ftruncate(to, size)?;
+    Ok(kind)
+}
+
+/// The next stretch of data at or after `at`.
+fn next_data(fd: BorrowedFd<'_>, at: i64, size: i64) -> Result<Option<(i64, i64)>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let start = match nix::unistd::lseek(fd, at, Whence::SeekData) {
+        Ok(start) => start,
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((at, size))),
+        Err(e) => return Err(e),
+    };
+    let end = nix::unistd::lseek(fd, start, Whence::SeekHole)?;
+    Ok((start < size).then_some((start, end.min(size))))
+}
+
+/// Copies one stretch; `kind` falls back to read and write for good where copy_file_range can't.
+fn copy_extent(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64, kind: &mut CopyKind) -> Result<()> {
+    while at < end && *kind == CopyKind::CopyFileRange {
+        let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+        match sys::copy::copy_range(from, at, to, at, len) {
+            // The file got shorter underneath, or this filesystem claims so: read and write find out.
+            Ok(0) | Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS | Errno::EBADF) => {
+                *kind = CopyKind::ReadWrite;
+            }
+            Ok(n) => at += n as u64,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    if at < end { read_write(from, to, at, end) } else { Ok(()) }
+}
+
+fn read_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64) -> Result<()> {
+    let mut buf = vec![0_u8; BUFFER.min(usize::try_from(end - at).unwrap_or(BUFFER))];
+    while at < end {
+        let n = nix::sys::uio::pread(from, &mut buf, at as i64)?;
+        let Some(mut data) = buf.get(..n).filter(|d| !d.is_empty()) else { break };
+        while !data.is_empty() {
+            let n = nix::sys::uio::pwrite(to, data, at as i64)?;
+            data = data.get(n..).unwrap_or_default();
+            at += n as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Copies every xattr but the marks; ACLs and capabilities are among them.
+pub(super) fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<()> {
+    let names = match sys::xattr::list(from) {
+        Err(Errno::EOPNOTSUPP) => return Ok(()),
+        names => names?,
+    };
+    for name in names.split_inclusive(|b| *b == 0) {
+        let Ok(attr) = CStr::from_bytes_with_nul(name) else { continue };
+        if namespace.to_shown(attr.to_bytes()).is_none() {
+            continue;
+        }
+        let value = match sys::xattr::get(from, attr) {
+            Err(Errno::ENODATA) => continue,
+            value => value?,
+        };
+        match sys::xattr::set(to, attr, &value, 0) {
+            Err(e) if may_be_lost(attr.to_bytes(), e) => {
+                log::debug!("copy-up leaves out {}: {e}", attr.to_bytes().escape_ascii());
+            }
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// As the kernel's overlay: what upper's filesystem has no place for is left out, but never an ACL or a capability.
+fn may_be_lost(attr: &[u8], error: Errno) -> bool {
+    let must = attr.starts_with(b"system.posix_acl_") || attr == b"security.capability";
+    let others = attr.starts_with(b"security.") || attr.starts_with(b"trusted.");
+    match error {
+        Errno::EOPNOTSUPP => !must,
+        // Without privilege nobody may set these.
+        Errno::EPERM => others,
+        _ => false,
+    }
+}
+
+/// Gives an object the owner, mode and times of another. Where the owner can't be set (no privilege, no mapping) it stays
+/// ours and loses the set-id bits.
+pub(super) fn copy_status(st: &Stat, to: BorrowedFd<'_>) -> Result<()> {
+    let mut mode = st.mode & 0o7777;
+    let own = sys::file::stat(to)?;
+    if (own.uid, own.gid) != (st.uid, st.gid) {
+        match sys::file::chown_fd(to, Some(st.uid), Some(st.gid)) {
+            Err(Errno::EPERM | Errno::EINVAL) => {
+                log::warn!("copy-up keeps our own owner instead of {}:{}", st.uid, st.gid);
+                mode &= !0o6000;
+            }
+            done => done?,
+        }
+    }
+    if st.format() != libc::S_IFLNK {
+        sys::file::chmod_fd(to, mode)?;
+    }
+    sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))
+}

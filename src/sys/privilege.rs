@@ -1,0 +1,38 @@
+//! What this process is allowed to do.
+
+/// Whether the process has CAP_SYS_ADMIN in the initial user namespace: then `trusted.*` attributes are its to use.
+pub fn is_privileged() -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    initial_user_namespace() && effective_capabilities() & CAP_SYS_ADMIN != 0
+}
+
+/// Whether a caller of the union has CAP_FSETID; what can't be known counts as no.
+pub fn may_keep_setid(uid: u32, pid: u32) -> bool {
+    const CAP_FSETID: u64 = 1 << 4;
+    if uid != 0 {
+        return false;
+    }
+    std::fs::read_to_string(format!("/proc/{pid}/status")).map_or(true, |s| capabilities_in(&s) & CAP_FSETID != 0)
+}
+
+/// Whether a process is a member of a group; what can't be known counts as no.
+pub fn in_group(pid: u32, gid: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
+    groups.split_whitespace().any(|g| g.parse() == Ok(gid))
+}
+
+fn initial_user_namespace() -> bool {
+    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return true };
+    let mut fields = map.split_whitespace();
+    (fields.next(), fields.next(), fields.next()) == (Some("0"), Some("0"), Some("4294967295"))
+}
+
+fn effective_capabilities() -> u64 {
+    std::fs::read_to_string("/proc/self/status").map_or(0, |s| capabilities_in(&s))
+}
+
+fn capabilities_in(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}

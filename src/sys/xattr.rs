@@ -1,0 +1,177 @@
+//! Extended attributes of any object, symlinks included, by directory descriptor and name or by descriptor.
+//!
+//! Linux 6.13 has `getxattrat` and its siblings; before it the same is reached through `/proc/self/fd`.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+
+use super::check;
+
+const SYS_SETXATTRAT: libc::c_long = 463;
+const SYS_GETXATTRAT: libc::c_long = 464;
+const SYS_LISTXATTRAT: libc::c_long = 465;
+const SYS_REMOVEXATTRAT: libc::c_long = 466;
+
+/// Whether this kernel lacks the *xattrat calls; found out by the first one.
+static NO_XATTRAT: AtomicBool = AtomicBool::new(false);
+
+/// `struct xattr_args` of linux/xattr.h.
+#[repr(C)]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+/// The object whose attributes are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// `name` in a directory; a symlink itself, not what it points to.
+    At(BorrowedFd<'a>, &'a CStr),
+    /// The object behind a descriptor, `O_PATH` ones included.
+    Fd(BorrowedFd<'a>),
+}
+
+impl Target<'_> {
+    /// A path that leads to the object without another lookup of its directory, and whether its last step is followed.
+    fn proc_path(&self) -> (CString, bool) {
+        match self {
+            Target::Fd(fd) => (super::file::proc_path(*fd), true),
+            Target::At(dir, name) => {
+                let mut path = super::file::proc_path(*dir).into_bytes();
+                path.push(b'/');
+                path.extend_from_slice(name.to_bytes());
+                (CString::new(path).unwrap_or_default(), false)
+            }
+        }
+    }
+
+    fn at(&self) -> Option<(i32, *const libc::c_char)> {
+        match self {
+            Target::At(dir, name) if !NO_XATTRAT.load(Ordering::Relaxed) => Some((dir.as_raw_fd(), name.as_ptr())),
+            _ => None,
+        }
+    }
+}
+
+/// Remembers that the kernel lacks the calls when that is what the error says.
+fn lacks_xattrat(result: &Result<libc::c_long, Errno>) -> bool {
+    let lacks = *result == Err(Errno::ENOSYS);
+    if lacks {
+        NO_XATTRAT.store(true, Ordering::Relaxed);
+    }
+    lacks
+}
+
+/// Fills a buffer with a call that tells the size it needs by ERANGE.
+fn read_all(mut call: impl FnMut(&mut [u8]) -> Result<libc::c_long, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buf = vec![0_u8; 256];
+    loop {
+        match call(&mut buf) {
+            Ok(n) => {
+                buf.truncate(n as usize);
+                return Ok(buf);
+            }
+            // The kernel's ceiling for a value and for a list is 64 KiB.
+            Err(Errno::ERANGE) if buf.len() < 64 * 1024 => buf.resize(64 * 1024, 0),
+            Err(Errno::ERANGE) => return Err(Errno::E2BIG),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The value of one attribute.
+///
+/// # Errors
+/// `ENODATA` if there is none, `EOPNOTSUPP` if the filesystem has no attributes of that kind.
+pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
+    if let Some((dir, name)) = target.at() {
+        let result = read_all(|buf| {
+            let args = XattrArgs { value: buf.as_mut_ptr() as u64, size: buf.len() as u32, flags: 0 };
+            // SAFETY: names are NUL-terminated, `args` points to a buffer valid for its size.
+            check(unsafe {
+                libc::syscall(
+                    SYS_GETXATTRAT,
+                    dir,
+                    name,
+                    libc::AT_SYMLINK_NOFOLLOW,
+                    attr.as_ptr(),
+                    &args,
+                    size_of::<XattrArgs>(),
+                )
+            })
+        });
+        if !lacks_xattrat(&result.as_ref().map(|_| 0).map_err(|e| *e)) {
+            return result;
+        }
+    }
+    let (path, follow) = target.proc_path();
+    let call = if follow { libc::getxattr } else { libc::lgetxattr };
+    // SAFETY: names are NUL-terminated and the buffer is valid for its length.
+    read_all(|buf| check(unsafe { call(path.as_ptr(), attr.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) } as _))
+}
+
+/// The names of all attributes, each closed by a NUL.
+pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
+    if let Some((dir, name)) = target.at() {
+        let result = read_all(|buf| {
+            // SAFETY: the name is NUL-terminated and the buffer is valid for its length.
+            check(unsafe {
+                libc::syscall(SYS_LISTXATTRAT, dir, name, libc::AT_SYMLINK_NOFOLLOW, buf.as_mut_ptr(), buf.len())
+            })
+        });
+        if !lacks_xattrat(&result.as_ref().map(|_| 0).map_err(|e| *e)) {
+            return result;
+        }
+    }
+    let (path, follow) = target.proc_path();
+    let call = if follow { libc::listxattr } else { libc::llistxattr };
+    // SAFETY: the path is NUL-terminated and the buffer is valid for its length.
+    read_all(|buf| check(unsafe { call(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) } as _))
+}
+
+/// Sets one attribute; `flags` as for setxattr(2).
+pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<(), Errno> {
+    if let Some((dir, name)) = target.at() {
+        let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags: flags as u32 };
+        // SAFETY: names are NUL-terminated, `args` points to the value, which is valid for its size.
+        let result = check(unsafe {
+            libc::syscall(
+                SYS_SETXATTRAT,
+                dir,
+                name,
+                libc::AT_SYMLINK_NOFOLLOW,
+                attr.as_ptr(),
+                &args,
+                size_of::<XattrArgs>(),
+            )
+        });
+        if !lacks_xattrat(&result) {
+            return result.map(|_| ());
+        }
+    }
+    let (path, follow) = target.proc_path();
+    let call = if follow { libc::setxattr } else { libc::lsetxattr };
+    // SAFETY: names are NUL-terminated and the value is valid for its length.
+    let ret = unsafe { call(path.as_ptr(), attr.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
+    check(ret.into()).map(|_| ())
+}
+
+/// Removes one attribute.
+pub fn remove(target: Target<'_>, attr: &CStr) -> Result<(), Errno> {
+    if let Some((dir, name)) = target.at() {
+        // SAFETY: names are NUL-terminated.
+        let result =
+            check(unsafe { libc::syscall(SYS_REMOVEXATTRAT, dir, name, libc::AT_SYMLINK_NOFOLLOW, attr.as_ptr()) });
+        if !lacks_xattrat(&result) {
+            return result.map(|_| ());
+        }
+    }
+    let (path, follow) = target.proc_path();
+    let call = if follow { libc::removexattr } else { libc::lremovexattr };
+    // SAFETY: names are NUL-terminated.
+    check(unsafe { call(path.as_ptr(), attr.as_ptr()) }.into()).map(|_| ())
+}

@@ -1,0 +1,89 @@
+//! POSIX ACLs as the kernel stores them (linux/posix_acl_xattr.h), as far as creating an object needs them.
+
+use std::ffi::CStr;
+
+/// The xattr of the ACL that new objects in a directory inherit.
+pub(super) const DEFAULT: &CStr = c"system.posix_acl_default";
+/// The xattr of an object's own ACL.
+pub(super) const ACCESS: &CStr = c"system.posix_acl_access";
+
+const VERSION: u32 = 2;
+const HEADER: usize = 4;
+/// tag (16 bits), permissions (16), id (32).
+const ENTRY: usize = 8;
+
+const USER_OBJ: u16 = 0x01;
+const GROUP_OBJ: u16 = 0x04;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// What a new object gets from its directory's default ACL.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Inherited {
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its access ACL; `None` if the bits say it all.
+    pub access: Option<Vec<u8>>,
+}
+
+/// Applies a default ACL to the mode that the creator asked for (posix_acl_create_masq of the kernel).
+pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
+    let (header, entries) = default.split_at_checked(HEADER)?;
+    if u32::from_le_bytes(header.try_into().ok()?) != VERSION || entries.len() % ENTRY != 0 {
+        return None;
+    }
+    let mut access = default.to_vec();
+    let tags: Vec<u16> = entries.chunks_exact(ENTRY).map(|e| u16::from_le_bytes([e[0], e[1]])).collect();
+    let has_mask = tags.contains(&MASK);
+    let mut bits = 0;
+    for (entry, tag) in access.get_mut(HEADER..)?.chunks_exact_mut(ENTRY).zip(&tags) {
+        let shift = match *tag {
+            USER_OBJ => 6,
+            GROUP_OBJ if !has_mask => 3,
+            MASK => 3,
+            OTHER => 0,
+            _ => continue,
+        };
+        let permitted = u16::from_le_bytes([entry[2], entry[3]]) & (mode >> shift & 7) as u16;
+        entry[2..4].copy_from_slice(&permitted.to_le_bytes());
+        bits |= u32::from(permitted) << shift;
+    }
+    Some(Inherited { mode: mode & !0o777 | bits, access: (tags.len() > 3).then_some(access) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+        let mut acl = VERSION.to_le_bytes().to_vec();
+        for (tag, perm, id) in entries {
+            acl.extend_from_slice(&tag.to_le_bytes());
+            acl.extend_from_slice(&perm.to_le_bytes());
+            acl.extend_from_slice(&id.to_le_bytes());
+        }
+        acl
+    }
+
+    #[test]
+    fn a_minimal_acl_only_limits_the_mode() {
+        let default = acl(&[(USER_OBJ, 7, u32::MAX), (GROUP_OBJ, 5, u32::MAX), (OTHER, 0, u32::MAX)]);
+        assert_eq!(inherit(&default, 0o666), Some(Inherited { mode: 0o640, access: None }));
+    }
+
+    #[test]
+    fn the_mask_takes_the_group_bits() {
+        let default = acl(&[(USER_OBJ, 7, !0), (0x02, 6, 1000), (GROUP_OBJ, 7, !0), (MASK, 7, !0), (OTHER, 5, !0)]);
+        let inherited = inherit(&default, 0o1644).unwrap();
+        assert_eq!(inherited.mode, 0o1644);
+        let access = acl(&[(USER_OBJ, 6, !0), (0x02, 6, 1000), (GROUP_OBJ, 7, !0), (MASK, 4, !0), (OTHER, 4, !0)]);
+        assert_eq!(inherited.access, Some(access));
+    }
+
+    #[test]
+    fn nonsense_is_no_acl() {
+        for bad in [&b""[..], b"\x02\0\0", b"\x03\0\0\0", b"\x02\0\0\0abc"] {
+            assert_eq!(inherit(bad, 0o644), None);
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Attributes: what stat(2) shows, and setattr.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+
+use crate::error::{Errno, Result};
+use crate::layer::upper::{AsUpper, UpperObject};
+use crate::layer::{ObjKey, Upper};
+use crate::sys;
+use crate::sys::file::{Stat, TimeChange};
+use crate::union::Union;
+use crate::union::copy_up::CopyUp;
+use crate::union::inode::{Inode, Node};
+use crate::union::stats::Op;
+
+/// A point in time: seconds since the epoch, negative before it, and nanoseconds forward from there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord)]
+pub struct Time {
+    /// Seconds.
+    pub sec: i64,
+    /// Nanoseconds, below 1,000,000,000.
+    pub nsec: u32,
+}
+
+/// The type of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum FileKind {
+    /// A named pipe.
+    Fifo,
+    /// A character device.
+    CharDevice,
+    /// A directory.
+    Directory,
+    /// A block device.
+    BlockDevice,
+    /// A regular file.
+    Regular,
+    /// A symbolic link.
+    Symlink,
+    /// A Unix domain socket.
+    Socket,
+}
+
+impl FileKind {
+    /// The type of a mode.
+    ///
+    /// # Errors
+    /// `EIO` for type bits that Linux doesn't know.
+    pub fn from_mode(mode: u32) -> Result<Self> {
+        Ok(match mode & libc::S_IFMT {
+            libc::S_IFIFO => Self::Fifo,
+            libc::S_IFCHR => Self::CharDevice,
+            libc::S_IFDIR => Self::Directory,
+            libc::S_IFBLK => Self::BlockDevice,
+            libc::S_IFREG => Self::Regular,
+            libc::S_IFLNK => Self::Symlink,
+            libc::S_IFSOCK => Self::Socket,
+            _ => return Err(Errno::EIO),
+        })
+    }
+
+    /// The type bits of a mode.
+    pub fn to_mode(self) -> u32 {
+        match self {
+            Self::Fifo => libc::S_IFIFO,
+            Self::CharDevice => libc::S_IFCHR,
+            Self::Directory => libc::S_IFDIR,
+            Self::BlockDevice => libc::S_IFBLK,
+            Self::Regular => libc::S_IFREG,
+            Self::Symlink => libc::S_IFLNK,
+            Self::Socket => libc::S_IFSOCK,
+        }
+    }
+}
+
+/// The attributes of an object of the union.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    /// Inode number in the union.
+    pub ino: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Number of names; 1 for a merged directory, as the kernel's overlay says.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated 512-byte blocks.
+    pub blocks: u64,
+    /// Preferred I/O size in bytes.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of data.
+    pub mtime: Time,
+    /// Last change of status.
+    pub ctime: Time,
+}
+
+impl Attr {
+    /// The object's type.
+    pub fn kind(&self) -> Result<FileKind> {
+        FileKind::from_mode(self.mode)
+    }
+}
+
+/// Who asks: the ids of the calling process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Process, as the daemon's pid namespace numbers it; 0 if it has no number there.
+    pub pid: u32,
+    /// The bits that new objects don't get.
+    pub umask: u32,
+}
+
+/// A new value for a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The time of the operation.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+impl SetTime {
+    fn change(self) -> TimeChange {
+        match self {
+            Self::Now => TimeChange::Now,
+            Self::At(t) => TimeChange::At(t.sec, t.nsec),
+        }
+    }
+}
+
+/// What setattr changes. All `None` is the kernel's wish, before a write, that set-id bits and capabilities go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+}
+
+/// The bits that go when somebody without privilege changes a file.
+pub(super) fn without_set_id(mode: u32) -> u32 {
+    let group_executable = mode & 0o010 != 0;
+    mode & !(libc::S_ISUID | if group_executable { libc::S_ISGID } else { 0 })
+}
+
+impl Union {
+    /// stat(2) of an inode.
+    ///
+    /// # Errors
+    /// `ESTALE` for a number that was forgotten.
+    pub fn getattr(&self, ino: u64) -> Result<Attr> {
+        self.counters.count(Op::Getattr);
+        self.attr_of(&*self.inode(ino)?)
+    }
+
+    pub(super) fn attr_of(&self, inode: &Inode) -> Result<Attr> {
+        match &inode.node {
+            Node::Dir(dir) => {
+                let removed = dir.state.read().removed;
+                if let Some(attr) = removed {
+                    return Ok(attr);
+                }
+                let view = dir.view();
+                let top = view.top().ok_or(Errno::EIO)?;
+                if top.is_void() {
+                    let place = dir.state.read().place.clone();
+                    let (_, name) = place.ok_or(Errno::EIO)?;
+                    return self.attr_from(inode, &crate::layer::real::void_stat(top.key, &name));
+                }
+                let fd = self.stack.open_dir(top)?;
+                self.attr_from(inode, &sys::file::stat(&*fd)?)
+            }
+            Node::Other(_) => self.attr_from(inode, &self.stat_file(inode)?),
+        }
+    }
+
+    /// The status of the real object behind an inode that is no directory.
+    pub(super) fn stat_file(&self, inode: &Inode) -> Result<Stat> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        if let Some(object) = self.pinned_object(inode)? {
+            return sys::file::stat(object.as_fd());
+        }
+        let key = file.read().key;
+        if let Some(st) = self.files.stat(inode.id, key) {
+            return st;
+        }
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        match self.stack.stat_at(&dir, &name)? {
+            Some(st) if ObjKey::from(&st) == key => Ok(st),
+            _ => Err(Errno::ESTALE),
+        }
+    }
+
+    /// The attributes that a real status means for an inode.
+    pub(super) fn attr_from(&self, inode: &Inode, st: &Stat) -> Result<Attr> {
+        let nlink = match &inode.node {
+            Node::Dir(dir) if dir.view().layers() > 1 => 1,
+            Node::Dir(_) => st.nlink,
+            Node::Other(_) => self.link_count(inode, st),
+        };
+        let time = |(sec, nsec)| Time { sec, nsec };
+        Ok(Attr {
+            ino: inode.number,
+            // A device 0:0 is stored as an empty regular file.
+            mode: st.mode & !libc::S_IFMT | inode.kind.to_mode(),
+            nlink,
+            uid: st.uid,
+            gid: st.gid,
+            rdev: st.rdev,
+            size: st.size,
+            blocks: st.blocks,
+            blksize: st.blksize,
+            atime: time(st.atime),
+            mtime: time(st.mtime),
+            ctime: time(st.ctime),
+        })
+    }
+
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// As chmod(2), chown(2), truncate(2) and utimensat(2); `EROFS` without an upper.
+    pub fn setattr(&self, caller: &Caller, ino: u64, change: &SetAttr) -> Result<Attr> {
+        self.counters.count(Op::Setattr);
+        let inode = self.inode(ino)?;
+        let upper = self.stack.upper()?;
+        match &inode.node {
+            Node::Dir(dir) => {
+                if change.size.is_some() {
+                    return Err(Errno::EISDIR);
+                }
+                if let Some(attr) = &mut dir.state.write().removed {
+                    change_removed(attr, change);
+                    return Ok(*attr);
+                }
+                let real = self.ensure_upper_dir(&inode)?;
+                apply(upper, &self.stack.open_upper(&real)?, change)?;
+            }
+            Node::Other(_) => {
+                if change.size.is_some() && inode.kind != FileKind::Regular {
+                    return Err(Errno::EINVAL);
+                }
+                let copy = if change.size == Some(0) { CopyUp::WithoutData } else { CopyUp::Whole };
+                self.ensure_upper(&inode, copy)?;
+                self.set_file_attr(upper, caller, &inode, change)?;
+            }
+        }
+        self.attr_of(&inode)
+    }
+
+    fn set_file_attr(&self, upper: &Upper, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
+        if let Some(size) = change.size {
+            let file = self.writable_file(inode)?;
+            upper.truncate(&file, size)?;
+            if !sys::privilege::may_keep_setid(caller.uid, caller.pid) {
+                self.drop_privileges(upper, &file)?;
+            }
+        }
+        if *change == SetAttr::default() {
+            return self.drop_privileges(upper, &self.upper_object(inode)?);
+        }
+        let rest = SetAttr { size: None, ..*change };
+        if rest == SetAttr::default() {
+            return Ok(());
+        }
+        apply(upper, &self.upper_object(inode)?, &rest)
+    }
+
+    /// Takes set-id bits and capabilities off a file, as a write by somebody without privilege does.
+    fn drop_privileges(&self, upper: &Upper, object: &UpperObject) -> Result<()> {
+        let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
+        if without_set_id(mode) != mode {
+            upper.chmod(object, without_set_id(mode))?;
+        }
+        match upper.remove_xattr(object, c"security.capability") {
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The upper object behind an inode that was copied up, open for changes of anything but its data.
+    pub(super) fn upper_object(&self, inode: &Inode) -> Result<UpperObject> {
+        if let Some(object) = self.pinned_object(inode)? {
+            return Ok(object);
+        }
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let key = file.read().key;
+        if let Some(object) = self.files.upper_object(inode.id, key) {
+            return Ok(object);
+        }
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
+        self.stack.open_upper_object(&dir, &name, key, OFlag::O_PATH)
+    }
+}
+
+/// Owner first: changing it drops set-id bits that the new mode may want.
+fn apply(upper: &Upper, object: &impl AsUpper, change: &SetAttr) -> Result<()> {
+    if change.uid.is_some() || change.gid.is_some() {
+        upper.chown(object, change.uid, change.gid)?;
+    }
+    if let Some(mode) = change.mode {
+        upper.chmod(object, mode & 0o7777)?;
+    }
+    if change.atime.is_some() || change.mtime.is_some() {
+        let time = |t: Option<SetTime>| t.map_or(TimeChange::Omit, SetTime::change);
+        upper.set_times(object, time(change.atime), time(change.mtime))?;
+    }
+    Ok(())
+}
+
+/// A directory without a name lives on in memory only.
+fn change_removed(attr: &mut Attr, change: &SetAttr) {
+    let now = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+    };
+    let time = |t: SetTime| match t {
+        SetTime::Now => now(),
+        SetTime::At(t) => t,
+    };
+    if let Some(mode) = change.mode {
+        attr.mode = attr.mode & libc::S_IFMT | mode & 0o7777;
+    }
+    attr.uid = change.uid.unwrap_or(attr.uid);
+    attr.gid = change.gid.unwrap_or(attr.gid);
+    attr.atime = change.atime.map_or(attr.atime, time);
+    attr.mtime = change.mtime.map_or(attr.mtime, time);
+    attr.ctime = now();
+}

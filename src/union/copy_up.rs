@@ -1,0 +1,256 @@
+//! Copy-up: bringing a lower object into upper, staged out of sight and published with one call.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::Mark;
+use crate::layer::stage::{CopyKind, Over, Staged};
+use crate::layer::upper::UpperObject;
+use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::file::{Stat, TimeChange};
+use crate::sys::xattr::Target;
+use crate::union::handles::OpenFile;
+use crate::union::inode::{Inode, Node};
+use crate::union::stats::CopyUpKind;
+use crate::union::{FileKind, Union};
+
+/// How much of a lower file is brought up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CopyUp {
+    /// Metadata and data.
+    Whole,
+    /// Metadata only, because the file is truncated to nothing next.
+    WithoutData,
+}
+
+impl Union {
+    /// Makes sure that a directory, and every directory above it, is in upper.
+    ///
+    /// # Errors
+    /// `ENOENT` if it was removed, `EROFS` without an upper, whatever the copy fails with.
+    pub(super) fn ensure_upper_dir(&self, dir: &Arc<Inode>) -> Result<UpperDir> {
+        self.stack.upper()?;
+        let mut missing = Vec::new();
+        let mut at = dir.clone();
+        loop {
+            let place = {
+                let state = at.as_dir().ok_or(Errno::ENOTDIR)?.state.read();
+                if state.removed.is_some() {
+                    return Err(Errno::ENOENT);
+                }
+                if state.upper.is_some() {
+                    break;
+                }
+                state.place.clone()
+            };
+            missing.push(at);
+            at = place.ok_or(Errno::EIO)?.0;
+        }
+        for dir in missing.iter().rev() {
+            self.copy_up_dir(dir)?;
+        }
+        dir.as_dir().and_then(|d| d.view().upper).ok_or(Errno::ENOENT)
+    }
+
+    /// Copies one directory up; its parent is in upper already.
+    fn copy_up_dir(&self, dir: &Arc<Inode>) -> Result<()> {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        let _one = dir.copy_up.lock();
+        if node.state.read().upper.is_some() {
+            return Ok(());
+        }
+        let upper = self.stack.upper()?;
+        let lower = node.view().lowers.first().ok_or(Errno::EIO)?.clone();
+        let staged = upper.stage_dir(0o700)?;
+        if lower.is_void() {
+            upper.chmod(&staged, 0o755)?;
+        } else {
+            let fd = self.stack.open_dir(&lower)?;
+            upper.copy_metadata(Target::Fd(fd.as_fd()), &sys::file::stat(&*fd)?, &staged)?;
+            if let Some(origin) = self.stack.origin_of_dir(&lower)?.and_then(|o| o.encode()) {
+                upper.set_mark(&staged, Mark::Origin, &origin)?;
+            }
+        }
+        let mut staged = Some(staged);
+        loop {
+            let (parent, name) = self.place_of(dir)?;
+            let real = parent.as_dir().and_then(|p| p.view().upper).ok_or(Errno::ENOENT)?;
+            let _renames = self.renames.read_recursive();
+            let _names = parent.as_dir().ok_or(Errno::ENOTDIR)?.names.write();
+            if !dir.has_link(&parent, &name) {
+                continue;
+            }
+            let staged = staged.take().ok_or(Errno::EIO)?;
+            self.publish_copy(staged, &real, &name)?;
+            let (copy, stat) = self.stack.new_upper_dir(&real, &name)?;
+            node.state.write().upper = Some(copy);
+            self.table.add_key(ObjKey::from(&stat), dir);
+            self.name_changed(&parent, &name, Some((FileKind::Directory, dir.number)));
+            self.counters.copied_up(CopyUpKind::Directory);
+            return Ok(());
+        }
+    }
+
+    fn place_of(&self, dir: &Inode) -> Result<(Arc<Inode>, Name)> {
+        let state = dir.as_dir().ok_or(Errno::ENOTDIR)?.state.read();
+        if state.removed.is_some() {
+            return Err(Errno::ENOENT);
+        }
+        state.place.clone().ok_or(Errno::EIO)
+    }
+
+    /// Publishes a copy where only a lower object was: its directory's times stay what they were.
+    fn publish_copy(&self, staged: Staged<'_>, dir: &UpperDir, name: &Name) -> Result<UpperObject> {
+        let upper = self.stack.upper()?;
+        let fd = self.stack.open_upper(dir)?;
+        self.stack.set_impure(dir)?;
+        self.keeping_times(dir, || upper.publish(staged, &fd, name, Over::Nothing))
+    }
+
+    /// Does something to a directory of upper that its users must not see in its times.
+    pub(super) fn keeping_times<T>(&self, dir: &UpperDir, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let fd = self.stack.open_upper(dir)?;
+        let before = sys::file::stat(&fd)?;
+        let done = change()?;
+        let (atime, mtime) = (before.atime, before.mtime);
+        self.stack.upper()?.set_times(&fd, TimeChange::At(atime.0, atime.1), TimeChange::At(mtime.0, mtime.1))?;
+        Ok(done)
+    }
+
+    /// Makes sure that an inode which is no directory is in upper, under every name of it that is known.
+    pub(super) fn ensure_upper(&self, inode: &Arc<Inode>, copy: CopyUp) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        self.stack.upper()?;
+        if !file.read().layer.is_upper() {
+            let _one = inode.copy_up.lock();
+            if !file.read().layer.is_upper() {
+                self.copy_up_file(inode, copy)?;
+            }
+        }
+        if file.read().links.iter().any(|l| l.uncovered) { self.cover_links(inode) } else { Ok(()) }
+    }
+
+    /// Copies a lower object up. Nothing but the inode's own lock is held while its data is copied.
+    fn copy_up_file(&self, inode: &Arc<Inode>, copy: CopyUp) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        let lower_key = file.read().key;
+        let (staged, stat) = self.stage_copy(inode, &dir, &name, lower_key, copy)?;
+        let mut staged = Some(staged);
+        loop {
+            let link = file.read().links.first().cloned();
+            let Some(link) = link else {
+                // Unlinked, but still open somewhere: its copy needs no name.
+                let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?)?;
+                self.switch_to_copy(inode, &object, lower_key, &stat)?;
+                self.pin_object(inode, object);
+                return Ok(());
+            };
+            let real = self.ensure_upper_dir(&link.parent)?;
+            let _renames = self.renames.read_recursive();
+            let _names = link.parent.as_dir().ok_or(Errno::ENOTDIR)?.names.write();
+            if !inode.has_link(&link.parent, &link.name) {
+                continue;
+            }
+            let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
+            self.switch_to_copy(inode, &object, lower_key, &stat)?;
+            if stat.nlink > 1 {
+                self.hard_links.cover(lower_key, stat.nlink);
+                self.hard_links.copied(lower_key, inode);
+            }
+            self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
+            return Ok(());
+        }
+    }
+
+    /// From now on the inode is its copy; other names that are known still are the lower's.
+    fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: ObjKey, lower_stat: &Stat) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let key = ObjKey::from(&sys::file::stat(object)?);
+        self.table.add_key(key, inode);
+        {
+            let mut file = file.write();
+            file.layer = LayerId::UPPER;
+            file.key = key;
+            file.lower_key = Some(lower);
+            for link in file.links.iter_mut().skip(1) {
+                link.uncovered = true;
+            }
+            if lower_stat.nlink == 1 {
+                file.hard_linked = false;
+            }
+        }
+        self.files.remove(inode.id);
+        if inode.kind == FileKind::Regular && is_writable(object) {
+            self.files.put(inode.id, key, OpenFile::Write(object.clone()));
+        }
+        Ok(())
+    }
+
+    /// Makes a copy of a lower object in the work directory.
+    fn stage_copy(
+        &self,
+        inode: &Inode,
+        dir: &Arc<RealDir>,
+        name: &Name,
+        key: ObjKey,
+        copy: CopyUp,
+    ) -> Result<(Staged<'_>, Stat)> {
+        let upper = self.stack.upper()?;
+        let lower = self.stack.open_path(dir, name, key)?;
+        let stat = sys::file::stat(&lower)?;
+        let staged = match inode.kind {
+            FileKind::Regular => upper.stage_file()?,
+            FileKind::Symlink => {
+                let target = std::ffi::CString::new(sys::file::read_link(lower.as_fd())?).map_err(|_| Errno::EIO)?;
+                upper.stage_symlink(&target)?
+            }
+            _ => upper.stage_node(stat.mode, stat.rdev)?,
+        };
+        if inode.kind == FileKind::Regular && copy == CopyUp::Whole && stat.size > 0 {
+            let flags = OFlag::O_RDONLY | OFlag::O_NOATIME;
+            let data = self.stack.open_at(dir, name, key, flags)?;
+            let kind = upper.copy_data(data.as_fd(), &stat, &staged)?;
+            self.counters.copied_bytes(kind, stat.size);
+        }
+        upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
+        // Only a file with one name keeps its number by the mark: of several names each would claim it.
+        if stat.nlink == 1 {
+            if let Some(origin) = self.stack.origin_of(dir, name)?.and_then(|o| o.encode()) {
+                upper.set_mark(&staged, Mark::Origin, &origin)?;
+            }
+        }
+        if inode.kind == FileKind::Regular && stat.size > 0 && !self.options.volatile {
+            // A name must never show a half-filled copy after a power loss.
+            upper.sync_staged(&staged)?;
+        }
+        self.counters.copied_up(match (inode.kind, copy) {
+            (FileKind::Regular, CopyUp::Whole) => CopyUpKind::Data,
+            (FileKind::Regular, CopyUp::WithoutData) => CopyUpKind::Truncated,
+            (FileKind::Symlink, _) => CopyUpKind::Symlink,
+            _ => CopyUpKind::Special,
+        });
+        Ok((staged, stat))
+    }
+}
+
+/// Whether a descriptor can be written to: a staged regular file's can, unless it was opened by name only.
+fn is_writable(object: &UpperObject) -> bool {
+    nix::fcntl::fcntl(object, nix::fcntl::FcntlArg::F_GETFL)
+        .is_ok_and(|flags| OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR)
+}
+
+impl From<CopyKind> for &'static str {
+    fn from(kind: CopyKind) -> Self {
+        match kind {
+            CopyKind::Reflink => "reflink",
+            CopyKind::CopyFileRange => "copy_file_range",
+            CopyKind::ReadWrite => "read_write",
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! New objects: straight into upper where nothing stands, staged and swapped in where a whiteout does.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::Mark;
+use crate::layer::stage::Over;
+use crate::layer::upper::{AsUpper, UpperFd};
+use crate::layer::{ObjKey, Upper, UpperDir};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::file::Stat;
+use crate::union::acl::{self, Inherited};
+use crate::union::handles::OpenFile;
+use crate::union::inode::Inode;
+use crate::union::stats::Op;
+use crate::union::{Attr, Caller, FileKind, Union};
+
+/// A place in upper where an object is being made; the directory's names are locked.
+struct Place<'a> {
+    upper: &'a Upper,
+    parent: &'a Arc<Inode>,
+    name: &'a Name,
+    dir: UpperDir,
+    fd: UpperFd,
+}
+
+/// Owner and permissions of a new object.
+struct Birth {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    /// Whether its directory hands its set-group-id bit down to directories.
+    inherits_group: bool,
+    /// Its directory's default ACL, for who can't let the filesystem apply it.
+    default_acl: Option<Vec<u8>>,
+    inherited: Option<Inherited>,
+}
+
+impl Union {
+    /// Makes a regular file.
+    ///
+    /// # Errors
+    /// As open(2) with `O_CREAT|O_EXCL`.
+    pub fn create(&self, caller: &Caller, parent: u64, name: &Name, mode: u32) -> Result<Attr> {
+        self.counters.count(Op::Create);
+        let dir = self.dir(parent)?;
+        self.with_place(&dir, name, |place| self.create_at(place, caller, mode))
+    }
+
+    fn create_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
+        let birth = self.birth(place, caller, mode)?;
+        let object = match place.upper.create_file(&place.fd, place.name, birth.mode) {
+            // The union shows nothing here, so it is a whiteout.
+            Err(Errno::EEXIST) => {
+                let staged = place.upper.stage_file()?;
+                birth.apply(place.upper, &staged, FileKind::Regular)?;
+                place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?
+            }
+            created => {
+                let object = created?;
+                undo_on_error(place, birth.finish(place.upper, &object))?;
+                object
+            }
+        };
+        let stat = sys::file::stat(&object)?;
+        let inode = self.finish_new(place, &stat, FileKind::Regular)?;
+        self.files.put(inode.id, ObjKey::from(&stat), OpenFile::Write(object));
+        self.attr_from(&inode, &stat)
+    }
+
+    /// Makes a fifo, socket, device or regular file.
+    ///
+    /// # Errors
+    /// As mknod(2).
+    pub fn mknod(&self, caller: &Caller, parent: u64, name: &Name, mode: u32, rdev: u64) -> Result<Attr> {
+        let kind = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => return self.create(caller, parent, name, mode & 0o7777),
+            libc::S_IFDIR | libc::S_IFLNK => return Err(Errno::EINVAL),
+            _ => FileKind::from_mode(mode).map_err(|_| Errno::EINVAL)?,
+        };
+        self.counters.count(Op::Mknod);
+        let dir = self.dir(parent)?;
+        self.with_place(&dir, name, |place| {
+            if kind == FileKind::CharDevice && rdev == 0 {
+                return self.null_device_at(place, caller, mode & 0o7777);
+            }
+            let birth = self.birth(place, caller, mode & 0o7777)?;
+            let full = kind.to_mode() | birth.mode;
+            match place.upper.create_node(&place.fd, place.name, full, rdev) {
+                Err(Errno::EEXIST) => {
+                    let staged = place.upper.stage_node(full, rdev)?;
+                    birth.apply(place.upper, &staged, kind)?;
+                    place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?;
+                }
+                created => {
+                    created?;
+                    let object = self.open_new(place)?;
+                    undo_on_error(place, birth.finish(place.upper, &object))?;
+                }
+            }
+            self.new_attr(place, kind)
+        })
+    }
+
+    /// A device 0:0 as itself would be a whiteout: it is stored as an empty regular file with a mark.
+    fn null_device_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
+        let birth = self.birth(place, caller, mode)?;
+        let staged = place.upper.stage_file()?;
+        birth.apply(place.upper, &staged, FileKind::CharDevice)?;
+        place.upper.set_mark(&staged, Mark::Device, b"0:0")?;
+        let over = self.over(place)?;
+        // Then a listing looks twice at what is in here.
+        self.stack.set_impure(&place.dir)?;
+        place.upper.publish(staged, &place.fd, place.name, over)?;
+        self.new_attr(place, FileKind::CharDevice)
+    }
+
+    /// Puts a device 0:0 where a rename just took a name away (RENAME_WHITEOUT of a union on top of this one).
+    pub(super) fn make_null_device(&self, dir: &Arc<Inode>, name: &Name) -> Result<()> {
+        let attr = self.with_locked_place(dir, name, |place| self.null_device_at(place, &Caller::default(), 0))?;
+        self.forget(attr.ino, 1);
+        Ok(())
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As mkdir(2).
+    pub fn mkdir(&self, caller: &Caller, parent: u64, name: &Name, mode: u32) -> Result<Attr> {
+        self.counters.count(Op::Mkdir);
+        let dir = self.dir(parent)?;
+        self.with_place(&dir, name, |place| self.mkdir_at(place, caller, mode))
+    }
+
+    fn mkdir_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
+        let birth = self.birth(place, caller, mode & 0o1777)?;
+        let hidden = self.stack.has_dot_whiteout(&place.dir, place.name)?;
+        let created =
+            if hidden { Err(Errno::EEXIST) } else { place.upper.create_dir(&place.fd, place.name, birth.mode) };
+        match created {
+            Err(Errno::EEXIST) => {
+                let staged = place.upper.stage_dir(0o700)?;
+                birth.apply(place.upper, &staged, FileKind::Directory)?;
+                // What the whiteout hid stays hidden.
+                place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
+                let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
+                place.upper.publish(staged, &place.fd, place.name, over)?;
+            }
+            created => {
+                created?;
+                let object = self.open_new(place)?;
+                birth.finish(place.upper, &object)?;
+            }
+        }
+        self.new_attr(place, FileKind::Directory)
+    }
+
+    /// Makes a symlink.
+    ///
+    /// # Errors
+    /// As symlink(2).
+    pub fn symlink(&self, caller: &Caller, parent: u64, name: &Name, target: &[u8]) -> Result<Attr> {
+        self.counters.count(Op::Symlink);
+        let target = CString::new(target).map_err(|_| Errno::EINVAL)?;
+        let dir = self.dir(parent)?;
+        self.with_place(&dir, name, |place| {
+            let mut birth = self.birth(place, caller, 0o777)?;
+            birth.inherited = None;
+            match place.upper.create_symlink(&place.fd, place.name, &target) {
+                Err(Errno::EEXIST) => {
+                    let staged = place.upper.stage_symlink(&target)?;
+                    birth.own(place.upper, &staged)?;
+                    place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?;
+                }
+                created => {
+                    created?;
+                    let object = self.open_new(place)?;
+                    undo_on_error(place, birth.own(place.upper, &object))?;
+                }
+            }
+            self.new_attr(place, FileKind::Symlink)
+        })
+    }
+
+    /// Runs `make` with a free place in upper.
+    fn with_place<T>(&self, dir: &Arc<Inode>, name: &Name, make: impl FnOnce(&Place<'_>) -> Result<T>) -> Result<T> {
+        Self::check_new_name(name)?;
+        self.stack.upper()?;
+        if self.hold(dir, name)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.ensure_upper_dir(dir)?;
+        let _names = dir.as_dir().ok_or(Errno::ENOTDIR)?.names.write();
+        if self.find(dir, name, None)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.with_locked_place(dir, name, make)
+    }
+
+    /// As [`Union::with_place`], for who holds the directory's names and knows that the place is free.
+    fn with_locked_place<T>(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        make: impl FnOnce(&Place<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let node = parent.as_dir().ok_or(Errno::ENOTDIR)?;
+        if node.state.read().removed.is_some() {
+            return Err(Errno::ENOENT);
+        }
+        let dir = node.view().upper.ok_or(Errno::EROFS)?;
+        let fd = self.stack.open_upper(&dir)?;
+        make(&Place { upper: self.stack.upper()?, parent, name, dir, fd })
+    }
+
+    /// What stands in upper where the union shows nothing.
+    fn over(&self, place: &Place<'_>) -> Result<Over> {
+        let occupied = self.stack.stat_at(&place.dir, place.name)?.is_some();
+        Ok(if occupied { Over::NonDirectory } else { Over::Nothing })
+    }
+
+    fn open_new(&self, place: &Place<'_>) -> Result<crate::layer::upper::UpperObject> {
+        let stat = self.stack.stat_at(&place.dir, place.name)?.ok_or(Errno::ESTALE)?;
+        self.stack.open_upper_object(&place.dir, place.name, ObjKey::from(&stat), nix::fcntl::OFlag::O_PATH)
+    }
+
+    /// Owner and permissions that a new object gets from its creator and its directory.
+    fn birth(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Birth> {
+        let parent = sys::file::stat(&place.fd)?;
+        let set_gid = parent.mode & libc::S_ISGID != 0;
+        let default_acl = self.default_acl(place)?;
+        let inherited = default_acl.as_ref().and_then(|acl| acl::inherit(acl, mode));
+        Ok(Birth {
+            uid: caller.uid,
+            gid: if set_gid { parent.gid } else { caller.gid },
+            mode: match &inherited {
+                Some(inherited) => inherited.mode,
+                None => mode & !caller.umask,
+            },
+            inherits_group: set_gid,
+            default_acl,
+            inherited,
+        })
+    }
+
+    /// The default ACL of a directory; that it has none is remembered.
+    fn default_acl(&self, place: &Place<'_>) -> Result<Option<Vec<u8>>> {
+        let Some(node) = place.parent.as_dir().filter(|_| self.options.acl) else { return Ok(None) };
+        if node.state.read().default_acl == Some(false) {
+            return Ok(None);
+        }
+        let value = self.stack.dir_xattr(&place.dir, acl::DEFAULT)?;
+        node.state.write().default_acl = Some(value.is_some());
+        Ok(value)
+    }
+
+    fn new_attr(&self, place: &Place<'_>, kind: FileKind) -> Result<Attr> {
+        let stat = self.stack.stat_at(&place.dir, place.name)?.ok_or(Errno::ESTALE)?;
+        let inode = self.finish_new(place, &stat, kind)?;
+        self.attr_from(&inode, &stat)
+    }
+
+    fn finish_new(&self, place: &Place<'_>, stat: &Stat, kind: FileKind) -> Result<Arc<Inode>> {
+        if self.stack.has_dot_whiteout(&place.dir, place.name)? {
+            place.upper.remove_dot_whiteout(&place.fd, place.name)?;
+        }
+        self.intern_new(place.parent, place.name, &place.dir, stat, kind)
+    }
+}
+
+impl Birth {
+    /// For an object that was made in its directory: the filesystem has applied the directory's set-group-id bit and ACL.
+    fn finish(&self, upper: &Upper, object: &impl AsUpper) -> Result<()> {
+        self.own(upper, object)?;
+        let set_id = self.mode & 0o6000;
+        if set_id != 0 {
+            upper.chmod(object, sys::file::stat(object.as_upper_fd())?.mode & 0o7777 | set_id)?;
+        }
+        Ok(())
+    }
+
+    /// For a staged object: nothing of its directory was applied yet.
+    fn apply(&self, upper: &Upper, object: &impl AsUpper, kind: FileKind) -> Result<()> {
+        self.own(upper, object)?;
+        let set_gid = if self.inherits_group && kind == FileKind::Directory { libc::S_ISGID } else { 0 };
+        upper.chmod(object, self.mode & 0o7777 | set_gid)?;
+        if let Some(access) = self.inherited.as_ref().and_then(|i| i.access.as_ref()) {
+            upper.set_xattr(object, acl::ACCESS, access, 0)?;
+        }
+        match &self.default_acl {
+            Some(default) if kind == FileKind::Directory => upper.set_xattr(object, acl::DEFAULT, default, 0),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives an object to its creator.
+    fn own(&self, upper: &Upper, object: &impl AsUpper) -> Result<()> {
+        let stat = sys::file::stat(object.as_upper_fd().as_fd())?;
+        let uid = (stat.uid != self.uid).then_some(self.uid);
+        let gid = (stat.gid != self.gid).then_some(self.gid);
+        if uid.is_none() && gid.is_none() { Ok(()) } else { upper.chown(object, uid, gid) }
+    }
+}
+
+/// Takes a new object away again when it could not be finished.
+fn undo_on_error(place: &Place<'_>, done: Result<()>) -> Result<()> {
+    if done.is_err() {
+        if let Err(e) = place.upper.unlink(&place.fd, place.name) {
+            log::warn!("{} can't be taken back: {e}", place.name);
+        }
+    }
+    done
+}

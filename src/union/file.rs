@@ -1,0 +1,232 @@
+//! Data: every read and write goes to the inode's current real file, so descriptors from before a copy-up see it.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::unistd::Whence;
+
+use crate::error::{Errno, Result};
+use crate::layer::upper::UpperObject;
+use crate::sys;
+use crate::union::copy_up::CopyUp;
+use crate::union::handles::OpenFile;
+use crate::union::inode::{Inode, Node};
+use crate::union::stats::Op;
+use crate::union::{FileKind, StatFs, Union};
+
+impl Union {
+    /// Reads from an offset until the buffer is full or the file ends; returns how many bytes.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no data.
+    pub fn read(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.counters.count(Op::Read);
+        let inode = self.regular(ino)?;
+        let file = self.readable_file(&inode)?;
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
+            match nix::sys::uio::pread(file.as_fd(), rest, at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes at an offset, copying the file up first; returns how many bytes.
+    ///
+    /// # Errors
+    /// As write(2); `EROFS` without an upper.
+    pub fn write(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        self.counters.count(Op::Write);
+        let inode = self.regular(ino)?;
+        let upper = self.stack.upper()?;
+        let file = self.writable_file(&inode)?;
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            match upper.write(&file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Makes a file's data (and unless `datasync` its attributes) durable.
+    ///
+    /// # Errors
+    /// As fsync(2).
+    pub fn fsync(&self, ino: u64, datasync: bool) -> Result<()> {
+        self.counters.count(Op::Fsync);
+        let inode = self.inode(ino)?;
+        let Node::Other(file) = &inode.node else { return self.sync_dir(&inode) };
+        if self.options.volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
+            return Ok(());
+        }
+        let file = self.readable_file(&inode)?;
+        if datasync { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) }
+    }
+
+    /// Makes a directory's entries durable.
+    ///
+    /// # Errors
+    /// As fsync(2).
+    pub fn fsyncdir(&self, ino: u64, _datasync: bool) -> Result<()> {
+        self.counters.count(Op::Fsync);
+        self.sync_dir(&*self.dir(ino)?)
+    }
+
+    fn sync_dir(&self, dir: &Inode) -> Result<()> {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        let gone = node.state.read().removed.is_some();
+        match node.view().upper {
+            Some(upper) if !self.options.volatile && !gone => nix::unistd::fsync(self.stack.open_dir_readable(&upper)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// fallocate(2).
+    ///
+    /// # Errors
+    /// As fallocate(2); `EOPNOTSUPP` where upper's filesystem can't.
+    pub fn fallocate(&self, ino: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
+        self.counters.count(Op::Fallocate);
+        let inode = self.regular(ino)?;
+        let file = self.writable_file(&inode)?;
+        let number = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
+        self.stack.upper()?.allocate(&file, mode, number(offset)?, number(length)?)
+    }
+
+    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    ///
+    /// # Errors
+    /// `ENXIO` past the end, `EINVAL` for another `whence`.
+    pub fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<i64> {
+        self.counters.count(Op::Lseek);
+        let whence = match whence {
+            libc::SEEK_DATA => Whence::SeekData,
+            libc::SEEK_HOLE => Whence::SeekHole,
+            _ => return Err(Errno::EINVAL),
+        };
+        let inode = self.regular(ino)?;
+        nix::unistd::lseek(self.readable_file(&inode)?.as_fd(), offset, whence)
+    }
+
+    /// copy_file_range(2).
+    ///
+    /// # Errors
+    /// As copy_file_range(2); `EXDEV` and `EOPNOTSUPP` make the kernel copy by itself.
+    pub fn copy_file_range(&self, ino_in: u64, off_in: u64, ino_out: u64, off_out: u64, len: u64) -> Result<usize> {
+        self.counters.count(Op::CopyFileRange);
+        let (from, to) = (self.regular(ino_in)?, self.regular(ino_out)?);
+        let to = self.writable_file(&to)?;
+        let from = self.readable_file(&from)?;
+        // The answer is a 32-bit number.
+        let len = usize::try_from(len.min(1 << 30)).map_err(|_| Errno::EINVAL)?;
+        self.stack.upper()?.copy_range(from.as_fd(), off_in, &to, off_out, len)
+    }
+
+    /// statfs(2): of upper's filesystem, else the top lower's.
+    ///
+    /// # Errors
+    /// As statfs(2).
+    pub fn statfs(&self) -> Result<StatFs> {
+        self.counters.count(Op::Statfs);
+        self.stack.fs_stat()
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// `EINVAL` for anything else.
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>> {
+        self.counters.count(Op::Readlink);
+        let inode = self.inode(ino)?;
+        let Node::Other(file) = &inode.node else { return Err(Errno::EINVAL) };
+        if inode.kind != FileKind::Symlink {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(object) = self.pinned_object(&inode)? {
+            return sys::file::read_link(object.as_fd());
+        }
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        let key = file.read().key;
+        sys::file::read_link(self.stack.open_path(&dir, &name, key)?.as_fd())
+    }
+
+    fn regular(&self, ino: u64) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            FileKind::Regular => Ok(inode),
+            FileKind::Directory => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The real file behind an inode, for reading.
+    fn readable_file(&self, inode: &Inode) -> Result<OpenFile> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        // A copy-up in between makes another object of it: then the next round opens that.
+        for _ in 0..16 {
+            let key = file.read().key;
+            if let Some(open) = self.files.get(inode.id, key) {
+                return Ok(open);
+            }
+            match self.open_for_reading(inode, key) {
+                Err(Errno::ESTALE | Errno::ENOENT) if file.read().key != key => {}
+                opened => {
+                    let opened = opened?;
+                    self.files.put(inode.id, key, opened.clone());
+                    return Ok(opened);
+                }
+            }
+        }
+        Err(Errno::ESTALE)
+    }
+
+    fn open_for_reading(&self, inode: &Inode, key: crate::layer::ObjKey) -> Result<OpenFile> {
+        if let Some(object) = self.pinned_object(inode)? {
+            return object.reopen(OFlag::O_RDONLY).map(|object| OpenFile::Read(object.into_fd()));
+        }
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        match self.stack.as_upper(&dir) {
+            // Upper's own access time is its user's.
+            Some(dir) => self
+                .stack
+                .open_upper_object(&dir, &name, key, OFlag::O_RDONLY)
+                .map(|object| OpenFile::Read(object.into_fd())),
+            None => {
+                let fd = self.stack.open_at(&dir, &name, key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+                Ok(OpenFile::Read(Arc::new(fd)))
+            }
+        }
+    }
+
+    /// The file of upper behind an inode, copied up if need be, for reading and writing.
+    pub(super) fn writable_file(&self, inode: &Arc<Inode>) -> Result<UpperObject> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        self.ensure_upper(inode, CopyUp::Whole)?;
+        let key = file.read().key;
+        if let Some(object) = self.files.upper_object(inode.id, key) {
+            return Ok(object);
+        }
+        let object = match self.pinned_object(inode)? {
+            Some(object) => object.reopen(OFlag::O_RDWR)?,
+            None => {
+                let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+                let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
+                self.stack.open_upper_object(&dir, &name, key, OFlag::O_RDWR)?
+            }
+        };
+        self.files.put(inode.id, key, OpenFile::Write(object.clone()));
+        Ok(object)
+    }
+}

@@ -1,0 +1,255 @@
+//! An inode of the union: what the kernel knows by a number.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::layer::{LayerId, ObjKey, RealDir, Stack, UpperDir};
+use crate::name::Name;
+use crate::union::pin::Pin;
+use crate::union::{Attr, FileKind, Union};
+
+/// An object of the union that the kernel, or a child of it, knows.
+#[derive(Debug)]
+pub(super) struct Inode {
+    /// Its number, and its node id.
+    pub number: u64,
+    /// Unique in this union's life, unlike the number: the key of everything that caches.
+    pub id: u64,
+    /// Its type.
+    pub kind: FileKind,
+    /// How often the kernel was told of it; changes under its shard of the table.
+    pub lookups: AtomicU64,
+    /// How many children hold it as their parent.
+    pub pins: AtomicU32,
+    /// Held by the one copy-up of it at a time.
+    pub copy_up: Mutex<()>,
+    /// What it is made of.
+    pub node: Node,
+}
+
+/// The two shapes of an inode.
+#[derive(Debug)]
+pub(super) enum Node {
+    /// A directory.
+    Dir(Box<DirNode>),
+    /// Anything else.
+    Other(RwLock<FileState>),
+}
+
+/// A directory.
+#[derive(Debug)]
+pub(super) struct DirNode {
+    /// Shared by lookups of its names, exclusive for changes of them.
+    pub names: RwLock<()>,
+    /// What it is made of.
+    pub state: RwLock<DirState>,
+}
+
+/// The layers of a directory and its place.
+#[derive(Debug)]
+pub(super) struct DirState {
+    /// Its part in upper.
+    pub upper: Option<UpperDir>,
+    /// Its parts in the lowers, the top one first.
+    pub lowers: Arc<[Arc<RealDir>]>,
+    /// Parent and name; `None` for the root.
+    pub place: Option<(Arc<Inode>, Name)>,
+    /// What it showed when it lost its name.
+    pub removed: Option<Attr>,
+    /// Whether it has a default ACL, once known.
+    pub default_acl: Option<bool>,
+}
+
+/// The layers of a directory at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct DirView {
+    /// Its part in upper.
+    pub upper: Option<UpperDir>,
+    /// Its parts in the lowers, the top one first.
+    pub lowers: Arc<[Arc<RealDir>]>,
+}
+
+impl DirView {
+    /// The topmost real directory.
+    pub fn top(&self) -> Option<&Arc<RealDir>> {
+        self.upper.as_deref().or_else(|| self.lowers.first())
+    }
+
+    /// How many layers it has.
+    pub fn layers(&self) -> usize {
+        self.lowers.len() + usize::from(self.upper.is_some())
+    }
+
+    /// All parts, from the top.
+    pub fn parts(&self) -> impl Iterator<Item = &Arc<RealDir>> {
+        self.upper.as_deref().into_iter().chain(self.lowers.iter())
+    }
+}
+
+impl DirNode {
+    /// Its layers now.
+    pub fn view(&self) -> DirView {
+        let state = self.state.read();
+        DirView { upper: state.upper.clone(), lowers: state.lowers.clone() }
+    }
+}
+
+/// One name of an inode that is no directory.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    /// The directory.
+    pub parent: Arc<Inode>,
+    /// The name in it.
+    pub name: Name,
+    /// The inode is in upper by now, but this name of it still is the lower's: a change gives it the name in upper first.
+    pub uncovered: bool,
+}
+
+impl Link {
+    fn is(&self, parent: &Inode, name: &Name) -> bool {
+        self.parent.id == parent.id && self.name == *name
+    }
+}
+
+/// A file, symlink, device, fifo or socket.
+#[derive(Debug)]
+pub(super) struct FileState {
+    /// The layer that its real object is in.
+    pub layer: LayerId,
+    /// The real object.
+    pub key: ObjKey,
+    /// The lower object that it was in this mount, before its copy-up.
+    pub lower_key: Option<ObjKey>,
+    /// Whether that lower object has several names.
+    pub hard_linked: bool,
+    /// The names that it is known by: one but for hard links, none when it was removed.
+    pub links: Vec<Link>,
+    /// What keeps it reachable without a name.
+    pub pin: Option<Box<Pin>>,
+}
+
+impl Inode {
+    pub(super) fn new(number: u64, kind: FileKind, node: Node) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self {
+            number,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            kind,
+            lookups: AtomicU64::new(1),
+            pins: AtomicU32::new(0),
+            copy_up: Mutex::new(()),
+            node,
+        }
+    }
+
+    /// The root of a stack.
+    pub(super) fn root(stack: &Stack) -> Self {
+        let lowers = stack.layers().iter().map(|l| &l.root).filter(|root| !root.layer.is_upper()).cloned().collect();
+        let state = DirState { upper: stack.upper_root(), lowers, place: None, removed: None, default_acl: None };
+        let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
+        Self::new(Union::ROOT, FileKind::Directory, node)
+    }
+
+    /// The directory in it, if it is one.
+    pub(super) fn as_dir(&self) -> Option<&DirNode> {
+        match &self.node {
+            Node::Dir(dir) => Some(dir),
+            Node::Other(_) => None,
+        }
+    }
+
+    /// The real object's directory and name, from whichever name it has; `None` when it lost the last one.
+    pub(super) fn location(&self) -> Option<(Arc<RealDir>, Name)> {
+        let Node::Other(file) = &self.node else { return None };
+        let (layer, link) = {
+            let file = file.read();
+            if let Some(Pin::Lower(dir, name)) = file.pin.as_deref() {
+                return Some((dir.clone(), name.clone()));
+            }
+            (file.layer, file.links.iter().find(|l| !l.uncovered)?.clone())
+        };
+        let view = link.parent.as_dir()?.view();
+        let dir = view.parts().find(|part| part.layer == layer)?.clone();
+        Some((dir, link.name))
+    }
+
+    /// Whether it has this name.
+    pub(super) fn has_link(&self, parent: &Inode, name: &Name) -> bool {
+        match &self.node {
+            Node::Dir(dir) => dir.state.read().place.as_ref().is_some_and(|(p, n)| p.id == parent.id && n == name),
+            Node::Other(file) => file.read().links.iter().any(|l| l.is(parent, name)),
+        }
+    }
+
+    /// Adds a name, unless it is known already.
+    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name, uncovered: bool) {
+        let Node::Other(file) = &self.node else { return };
+        let mut file = file.write();
+        if file.links.iter().any(|l| l.is(parent, name)) {
+            return;
+        }
+        parent.pins.fetch_add(1, Ordering::Relaxed);
+        file.links.reserve_exact(1);
+        file.links.push(Link { parent: parent.clone(), name: name.clone(), uncovered });
+    }
+
+    /// Takes a name away; returns it.
+    pub(super) fn remove_link(&self, parent: &Inode, name: &Name) -> Option<Link> {
+        let Node::Other(file) = &self.node else { return None };
+        let mut file = file.write();
+        let at = file.links.iter().position(|l| l.is(parent, name))?;
+        let link = file.links.remove(at);
+        link.parent.pins.fetch_sub(1, Ordering::Relaxed);
+        Some(link)
+    }
+
+    /// Gives a directory another place.
+    pub(super) fn move_dir(&self, parent: &Arc<Inode>, name: &Name) {
+        let Node::Dir(dir) = &self.node else { return };
+        parent.pins.fetch_add(1, Ordering::Relaxed);
+        let old = dir.state.write().place.replace((parent.clone(), name.clone()));
+        if let Some((old, _)) = old {
+            old.pins.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Empties it of its parents, when it is forgotten; they stay pinned until the table unpins them.
+    pub(super) fn take_parents(&self) -> Vec<Arc<Inode>> {
+        match &self.node {
+            Node::Dir(dir) => dir.state.write().place.take().map(|(parent, _)| parent).into_iter().collect(),
+            Node::Other(file) => std::mem::take(&mut file.write().links).into_iter().map(|l| l.parent).collect(),
+        }
+    }
+
+    /// The real objects that it is found by.
+    pub(super) fn keys(&self) -> Vec<ObjKey> {
+        match &self.node {
+            Node::Dir(dir) => {
+                let view = dir.view();
+                view.upper.iter().map(|u| u.key).chain(view.lowers.first().map(|l| l.key)).collect()
+            }
+            Node::Other(file) => {
+                let file = file.read();
+                [Some(file.key), file.lower_key].into_iter().flatten().collect()
+            }
+        }
+    }
+}
+
+impl Drop for Inode {
+    /// Drops a chain of parents in a loop: a path can be deeper than the stack.
+    fn drop(&mut self) {
+        fn take(inode: &mut Inode) -> Option<Arc<Inode>> {
+            match &mut inode.node {
+                Node::Dir(dir) => dir.state.get_mut().place.take().map(|(parent, _)| parent),
+                Node::Other(file) => file.get_mut().links.pop().map(|link| link.parent),
+            }
+        }
+        let mut next = take(self);
+        while let Some(parent) = next {
+            next = Arc::into_inner(parent).and_then(|mut inode| take(&mut inode));
+        }
+    }
+}

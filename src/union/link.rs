@@ -1,0 +1,76 @@
+//! Hard links.
+
+use std::sync::Arc;
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::Mark;
+use crate::layer::stage::Over;
+use crate::name::Name;
+use crate::union::copy_up::CopyUp;
+use crate::union::inode::{Inode, Node};
+use crate::union::stats::Op;
+use crate::union::{Attr, Union};
+
+impl Union {
+    /// Gives an inode another name.
+    ///
+    /// # Errors
+    /// As link(2): `EPERM` for a directory, `ENOENT` for a file without a name, `EEXIST`.
+    pub fn link(&self, ino: u64, newparent: u64, newname: &Name) -> Result<Attr> {
+        self.counters.count(Op::Link);
+        Self::check_new_name(newname)?;
+        let inode = self.inode(ino)?;
+        let parent = self.dir(newparent)?;
+        let Node::Other(file) = &inode.node else { return Err(Errno::EPERM) };
+        self.stack.upper()?;
+        if self.hold(&parent, newname)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if file.read().links.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        self.ensure_upper(&inode, CopyUp::Whole)?;
+        self.ensure_upper_dir(&parent)?;
+        self.link_in_upper(&inode, &parent, newname)?;
+        self.attr_of(&inode)
+    }
+
+    fn link_in_upper(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        let node = parent.as_dir().ok_or(Errno::ENOTDIR)?;
+        let _names = node.names.write();
+        if self.find(parent, name, None)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if node.state.read().removed.is_some() {
+            return Err(Errno::ENOENT);
+        }
+        let upper = self.stack.upper()?;
+        let dir = node.view().upper.ok_or(Errno::ENOENT)?;
+        let fd = self.stack.open_upper(&dir)?;
+        let object = self.upper_object(inode)?;
+        match upper.link(&object, &fd, name) {
+            // The union shows nothing here, so it is a whiteout.
+            Err(Errno::EEXIST) => {
+                let staged = upper.stage_link(&object)?;
+                upper.publish(staged, &fd, name, Over::NonDirectory)?;
+            }
+            done => done?,
+        }
+        if self.stack.has_dot_whiteout(&dir, name)? {
+            upper.remove_dot_whiteout(&fd, name)?;
+        }
+        if crate::sys::xattr::get(
+            crate::sys::xattr::Target::Fd(std::os::fd::AsFd::as_fd(&object)),
+            self.stack.namespace().name(Mark::Origin),
+        )
+        .is_ok()
+        {
+            self.stack.set_impure(&dir)?;
+        }
+        inode.add_link(parent, name, false);
+        inode.lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.unpin(inode);
+        self.name_changed(parent, name, Some((inode.kind, inode.number)));
+        Ok(())
+    }
+}

@@ -1,0 +1,437 @@
+//! Finding a name: through upper, then down the lowers, by their whiteouts, opaque marks and redirects.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::{Mark, Redirect};
+use crate::layer::origin::Origin;
+use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
+use crate::name::Name;
+use crate::sys::file::Stat;
+use crate::union::cache::Known;
+use crate::union::inode::{DirNode, DirState, DirView, FileState, Inode, Node};
+use crate::union::stats::Op;
+use crate::union::{Attr, FileKind, Union, is_reserved};
+
+/// What a name in a directory of the union is.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A directory, with its layers.
+    Dir(FoundDir),
+    /// Anything else.
+    Other(FoundFile),
+}
+
+/// A directory with its layers.
+#[derive(Debug)]
+pub(super) struct FoundDir {
+    /// Its part in upper.
+    pub upper: Option<UpperDir>,
+    /// Its parts in the lowers.
+    pub lowers: Vec<Arc<RealDir>>,
+    /// The status of the topmost part.
+    pub stat: Stat,
+}
+
+/// A real object that is no directory.
+#[derive(Debug)]
+pub(super) struct FoundFile {
+    /// The real directory that it is in.
+    pub dir: Arc<RealDir>,
+    /// Its status.
+    pub stat: Stat,
+    /// The type that the union shows.
+    pub kind: FileKind,
+    /// The lower object that it was copied from, verified to exist.
+    pub origin: Option<ObjKey>,
+}
+
+impl Found {
+    /// The layer that shows.
+    pub(super) fn layer(&self) -> LayerId {
+        match self {
+            Found::Dir(FoundDir { upper: Some(_), .. }) => LayerId::UPPER,
+            Found::Dir(dir) => dir.lowers.first().map_or(LayerId::UPPER, |l| l.layer),
+            Found::Other(file) => file.dir.layer,
+        }
+    }
+}
+
+/// What the lower layers make of a name.
+#[derive(Debug)]
+pub(super) enum InLowers {
+    /// Nothing.
+    Absent,
+    /// An object that is no directory.
+    Other(Arc<RealDir>, Stat),
+    /// A directory: its parts from the top, and the top one's status.
+    Dirs(Vec<Arc<RealDir>>, Stat),
+}
+
+/// What one layer makes of a name.
+enum Probe {
+    Absent,
+    Whiteout,
+    Object(Stat),
+}
+
+/// An inode that stays known while this is held.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    union: &'a Union,
+    inode: Arc<Inode>,
+}
+
+impl Held<'_> {
+    /// Hands the reference to the kernel: it stays until FORGET.
+    pub(super) fn keep(self) -> Arc<Inode> {
+        let inode = self.inode.clone();
+        std::mem::forget(self);
+        inode
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Arc<Inode>;
+    fn deref(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(gone) = self.union.table.forget(self.inode.number, 1) {
+            self.union.release(&gone);
+        }
+    }
+}
+
+impl Union {
+    /// Looks a name up; the inode that it finds counts as known once more, until [`Union::forget`].
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such name, `ENOTDIR` if `parent` is no directory.
+    pub fn lookup(&self, parent: u64, name: &Name) -> Result<Attr> {
+        self.counters.count(Op::Lookup);
+        let dir = self.dir(parent)?;
+        let (held, attr) = self.hold_with_attr(&dir, name, None)?.ok_or(Errno::ENOENT)?;
+        held.keep();
+        Ok(attr)
+    }
+
+    /// Finds a name and holds its inode.
+    pub(super) fn hold(&self, dir: &Arc<Inode>, name: &Name) -> Result<Option<Held<'_>>> {
+        let _names = dir.as_dir().ok_or(Errno::ENOTDIR)?.names.read();
+        self.hold_locked(dir, name)
+    }
+
+    /// As [`Union::hold`], for who holds the directory's names already.
+    pub(super) fn hold_locked(&self, dir: &Arc<Inode>, name: &Name) -> Result<Option<Held<'_>>> {
+        match self.find(dir, name, None)? {
+            Some(found) => self.intern(dir, name, found).map(|(held, _)| Some(held)),
+            None => Ok(None),
+        }
+    }
+
+    /// Finds a name, holds its inode and tells its attributes, from one status where possible.
+    pub(super) fn hold_with_attr(
+        &self,
+        dir: &Arc<Inode>,
+        name: &Name,
+        hint: Option<LayerId>,
+    ) -> Result<Option<(Held<'_>, Attr)>> {
+        let _names = dir.as_dir().ok_or(Errno::ENOTDIR)?.names.read();
+        let Some(found) = self.find(dir, name, hint)? else { return Ok(None) };
+        let stat = match &found {
+            Found::Dir(d) => d.stat,
+            Found::Other(f) => f.stat,
+        };
+        let (held, current) = self.intern(dir, name, found)?;
+        let attr = if current { self.attr_from(&held, &stat)? } else { self.attr_of(&held)? };
+        Ok(Some((held, attr)))
+    }
+
+    /// Finds a name in a directory, by the cache or in the layers. `hint` is a layer above which it is known not to be.
+    pub(super) fn find(&self, dir: &Inode, name: &Name, hint: Option<LayerId>) -> Result<Option<Found>> {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        if node.state.read().removed.is_some() || is_reserved(name) {
+            return Ok(None);
+        }
+        let view = node.view();
+        if hint.is_some() {
+            return self.find_in_layers(&view, name, hint);
+        }
+        let from = match self.cache.get(dir.id, name) {
+            Some(Known::Absent) => return Ok(None),
+            Some(Known::At(layer)) => Some(layer),
+            None => None,
+        };
+        let found = self.find_in_layers(&view, name, from)?;
+        if from.is_none() {
+            let known = found.as_ref().map_or(Known::Absent, |found| Known::At(found.layer()));
+            self.cache.put(dir.id, name, known);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn find_in_layers(&self, view: &DirView, name: &Name, from: Option<LayerId>) -> Result<Option<Found>> {
+        let skip = |layer: LayerId| from.is_some_and(|from| layer < from);
+        let mut upper_dir = None;
+        let mut redirect = None;
+        if let Some(parent) = view.upper.as_ref().filter(|u| !skip(u.layer)) {
+            match self.probe(parent, name, !view.lowers.is_empty())? {
+                Probe::Absent => {}
+                Probe::Whiteout => return Ok(None),
+                Probe::Object(stat) if !stat.is_dir() => {
+                    return self.found_in_upper(view, parent, name, stat).map(Some);
+                }
+                Probe::Object(stat) => {
+                    let real = self.stack.child_dir(parent, name, &stat)?;
+                    let upper = self.stack.as_upper(&real).ok_or(Errno::EIO)?;
+                    let marks = self.stack.dir_marks(&real)?;
+                    if marks.opaque {
+                        return Ok(Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })));
+                    }
+                    redirect = marks.redirect;
+                    upper_dir = Some((upper, stat));
+                }
+            }
+        }
+        let parents: Vec<_> = view.lowers.iter().filter(|l| !skip(l.layer)).cloned().collect();
+        let below = match redirect {
+            None => self.find_in_lowers(&parents, name, upper_dir.is_some())?,
+            Some(Redirect::Sibling(name)) => self.find_in_lowers(&parents, &name, true)?,
+            Some(Redirect::Path(path)) => self.find_path(&self.lower_roots(LayerId::UPPER), &path, true)?,
+        };
+        Ok(match (upper_dir, below) {
+            (Some((upper, stat)), InLowers::Dirs(lowers, _)) => {
+                Some(Found::Dir(FoundDir { upper: Some(upper), lowers, stat }))
+            }
+            (Some((upper, stat)), _) => Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })),
+            (None, InLowers::Dirs(lowers, stat)) => Some(Found::Dir(FoundDir { upper: None, lowers, stat })),
+            (None, InLowers::Other(dir, stat)) => {
+                let kind = self.shown_kind(&dir, name, &stat)?;
+                Some(Found::Other(FoundFile { dir, stat, kind, origin: None }))
+            }
+            (None, InLowers::Absent) => None,
+        })
+    }
+
+    fn found_in_upper(&self, view: &DirView, parent: &UpperDir, name: &Name, stat: Stat) -> Result<Found> {
+        let origin = self.verified_origin(view, parent, name, &stat)?;
+        let kind = self.shown_kind(parent, name, &stat)?;
+        Ok(Found::Other(FoundFile { dir: (**parent).clone(), stat, kind, origin }))
+    }
+
+    /// The type that the union shows: a device 0:0 is stored as an empty regular file with a mark.
+    fn shown_kind(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat) -> Result<FileKind> {
+        if stat.is_file() && stat.size == 0 && self.stack.trusts(dir.layer) {
+            let mark = self.stack.namespace().name(Mark::Device);
+            if self.stack.xattr_at(dir, name, mark)?.is_some() {
+                return Ok(FileKind::CharDevice);
+            }
+        }
+        FileKind::from_mode(stat.mode)
+    }
+
+    /// What one layer says of a name.
+    fn probe(&self, dir: &Arc<RealDir>, name: &Name, more_below: bool) -> Result<Probe> {
+        match self.stack.stat_at(dir, name)? {
+            Some(stat) if self.stack.is_whiteout(dir, name, &stat)? => Ok(Probe::Whiteout),
+            Some(stat) => Ok(Probe::Object(stat)),
+            None if more_below && self.stack.has_dot_whiteout(dir, name)? => Ok(Probe::Whiteout),
+            None => Ok(Probe::Absent),
+        }
+    }
+
+    /// Finds a name in a stack of lower directories. `dirs_only`: a directory above merges with it.
+    pub(super) fn find_in_lowers(&self, parents: &[Arc<RealDir>], name: &Name, dirs_only: bool) -> Result<InLowers> {
+        let mut found: Vec<Arc<RealDir>> = Vec::new();
+        let mut top: Option<Stat> = None;
+        for (at, parent) in parents.iter().enumerate() {
+            let rest = parents.get(at + 1..).unwrap_or_default();
+            let stat = match self.probe(parent, name, !rest.is_empty())? {
+                Probe::Absent => continue,
+                Probe::Whiteout => break,
+                Probe::Object(stat) => stat,
+            };
+            if !stat.is_dir() {
+                if top.is_none() && !dirs_only {
+                    return Ok(InLowers::Other(parent.clone(), stat));
+                }
+                break;
+            }
+            let dir = self.stack.child_dir(parent, name, &stat)?;
+            found.push(dir.clone());
+            top = top.or(Some(stat));
+            if rest.is_empty() {
+                break;
+            }
+            let marks = self.stack.dir_marks(&dir)?;
+            if marks.opaque {
+                break;
+            }
+            if let Some(redirect) = marks.redirect {
+                found.extend(self.follow(redirect, rest, dir.layer)?);
+                break;
+            }
+        }
+        Ok(match top {
+            Some(stat) => InLowers::Dirs(found, stat),
+            None => InLowers::Absent,
+        })
+    }
+
+    /// The directories that a redirect in a lower layer merges with, below it.
+    fn follow(&self, redirect: Redirect, rest: &[Arc<RealDir>], layer: LayerId) -> Result<Vec<Arc<RealDir>>> {
+        let below = match redirect {
+            Redirect::Sibling(name) => self.find_in_lowers(rest, &name, true)?,
+            Redirect::Path(path) => self.find_path(&self.lower_roots(layer), &path, true)?,
+        };
+        Ok(if let InLowers::Dirs(dirs, _) = below { dirs } else { Vec::new() })
+    }
+
+    /// The roots of the lower layers below a layer.
+    pub(super) fn lower_roots(&self, above: LayerId) -> Vec<Arc<RealDir>> {
+        self.stack.layers().iter().map(|l| &l.root).filter(|r| r.layer > above).cloned().collect()
+    }
+
+    /// Finds a path in the lower layers.
+    pub(super) fn find_path(&self, roots: &[Arc<RealDir>], path: &[Name], dirs_only: bool) -> Result<InLowers> {
+        let Some((last, dirs)) = path.split_last() else { return Ok(InLowers::Absent) };
+        let mut parents = roots.to_vec();
+        for name in dirs {
+            match self.find_in_lowers(&parents, name, true)? {
+                InLowers::Dirs(dirs, _) => parents = dirs,
+                InLowers::Absent | InLowers::Other(..) => return Ok(InLowers::Absent),
+            }
+        }
+        self.find_in_lowers(&parents, last, dirs_only)
+    }
+
+    /// The lower object that an object of upper was copied from, if its mark holds: it exists, is of the same type, and
+    /// has no other name. Stale and forged marks count for nothing.
+    fn verified_origin(&self, view: &DirView, dir: &UpperDir, name: &Name, st: &Stat) -> Result<Option<ObjKey>> {
+        if view.lowers.is_empty() && !self.stack.is_impure(dir)? {
+            return Ok(None);
+        }
+        let Some(value) = self.stack.upper_mark(dir, name, st, Mark::Origin)? else { return Ok(None) };
+        let Some(origin) = Origin::parse(&value) else { return Ok(None) };
+        let lower = match self.stack.resolve_origin(&origin) {
+            Some(lower) => Some(lower),
+            None => self.find_origin(view, dir, name, st, &origin)?,
+        };
+        Ok(lower.filter(|l| l.format() == st.format() && l.nlink == 1).map(|l| ObjKey::from(&l)))
+    }
+
+    /// Without the privilege to open by handle: the origin is where the name, or the redirect, says, or it doesn't count.
+    fn find_origin(
+        &self,
+        view: &DirView,
+        dir: &UpperDir,
+        name: &Name,
+        st: &Stat,
+        origin: &Origin,
+    ) -> Result<Option<Stat>> {
+        let same = |found: InLowers, name: &Name| -> Result<Option<Stat>> {
+            let InLowers::Other(dir, stat) = found else { return Ok(None) };
+            Ok((self.stack.origin_of(&dir, name)?.as_ref() == Some(origin)).then_some(stat))
+        };
+        if let Some(stat) = same(self.find_in_lowers(&view.lowers, name, false)?, name)? {
+            return Ok(Some(stat));
+        }
+        let Some(value) = self.stack.upper_mark(dir, name, st, Mark::Redirect)? else { return Ok(None) };
+        let Ok(Redirect::Path(path)) = Redirect::parse(&value) else { return Ok(None) };
+        let Some(last) = path.last() else { return Ok(None) };
+        same(self.find_path(&self.lower_roots(LayerId::UPPER), &path, false)?, last)
+    }
+
+    /// The inode of what was found, made if it is not known. True if the status found is its current one.
+    pub(super) fn intern(&self, dir: &Arc<Inode>, name: &Name, found: Found) -> Result<(Held<'_>, bool)> {
+        match found {
+            Found::Dir(found) => self.intern_dir(dir, name, found),
+            Found::Other(found) => Ok(self.intern_file(dir, name, &found)),
+        }
+    }
+
+    fn intern_dir(&self, parent: &Arc<Inode>, name: &Name, found: FoundDir) -> Result<(Held<'_>, bool)> {
+        let own = found.upper.as_ref().map(|u| u.key);
+        let lower = found.lowers.first().map(|l| l.key);
+        let key = own.or(lower).ok_or(Errno::EIO)?;
+        let wanted = self.numbers.lasting(lower.unwrap_or(key));
+        let (inode, _) = self.table.intern(
+            key,
+            wanted,
+            || self.numbers.reserve(),
+            |number| {
+                parent.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let state = DirState {
+                    upper: found.upper,
+                    lowers: found.lowers.into(),
+                    place: Some((parent.clone(), name.clone())),
+                    removed: None,
+                    default_acl: None,
+                };
+                let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
+                Inode::new(number, FileKind::Directory, node)
+            },
+        );
+        Ok((Held { union: self, inode }, true))
+    }
+
+    fn intern_file(&self, parent: &Arc<Inode>, name: &Name, found: &FoundFile) -> (Held<'_>, bool) {
+        let key = ObjKey::from(&found.stat);
+        let wanted = self.numbers.lasting(found.origin.unwrap_or(key));
+        let (inode, new) = self.table.intern(
+            key,
+            wanted,
+            || self.numbers.reserve(),
+            |number| {
+                let state = FileState {
+                    layer: found.dir.layer,
+                    key,
+                    lower_key: None,
+                    hard_linked: found.stat.nlink > 1 && !found.dir.layer.is_upper(),
+                    links: Vec::new(),
+                    pin: None,
+                };
+                Inode::new(number, found.kind, Node::Other(RwLock::new(state)))
+            },
+        );
+        let mut current = true;
+        if let Node::Other(file) = &inode.node {
+            let copied = file.read().layer.is_upper() && !found.dir.layer.is_upper();
+            current = file.read().key == key;
+            inode.add_link(parent, name, copied);
+            if !new && !copied {
+                // A name leads to it again: whatever kept it reachable without one may go.
+                self.unpin(&inode);
+            }
+        }
+        (Held { union: self, inode }, current)
+    }
+
+    /// Makes an inode of an object that was just made in upper; it counts as known once.
+    pub(super) fn intern_new(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        dir: &UpperDir,
+        st: &Stat,
+        kind: FileKind,
+    ) -> Result<Arc<Inode>> {
+        let found = if kind == FileKind::Directory {
+            let real = RealDir::child(dir, name, st);
+            Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st })
+        } else {
+            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None })
+        };
+        let (held, _) = self.intern(parent, name, found)?;
+        self.name_changed(parent, name, Some((kind, held.number)));
+        self.cache.put(parent.id, name, Known::At(LayerId::UPPER));
+        Ok(held.keep())
+    }
+}

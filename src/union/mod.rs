@@ -1,0 +1,209 @@
+//! The merged namespace: one file for each kind of operation, all of it testable without a mount.
+
+mod acl;
+mod attr;
+mod cache;
+mod copy_up;
+mod create;
+mod file;
+mod handles;
+mod hard_links;
+mod ino;
+mod inode;
+mod inode_table;
+mod link;
+mod listing;
+mod lookup;
+mod pin;
+mod readdir;
+mod remove;
+mod rename;
+mod stats;
+mod xattr;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+use crate::error::{Errno, Result, SetupError};
+use crate::layer::{Stack, StackSpec};
+use crate::name::Name;
+
+pub use attr::{Attr, Caller, FileKind, SetAttr, SetTime, Time};
+pub use readdir::DirEntry;
+pub use rename::RenameFlags;
+pub use stats::{CacheStats, LayerInfo, STATS_XATTR, Stats};
+
+use inode::Inode;
+use stats::Op;
+
+pub use crate::sys::file::FsStat as StatFs;
+
+/// Whether inode numbers of several filesystems are told apart by high bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Xino {
+    /// Where the numbers leave room.
+    #[default]
+    Auto,
+    /// Never: objects of other filesystems than the first get numbers that last for the mount.
+    Off,
+    /// As `Auto`.
+    On,
+}
+
+/// How a union behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the kernel may keep names and attributes; `None`: for good, since only we change the layers. Zero also
+    /// turns the lookup cache off.
+    pub timeout: Option<Duration>,
+    /// Leave out every sync to disk.
+    pub volatile: bool,
+    /// Store redirects, so that merged directories can be renamed.
+    pub redirect_dir: bool,
+    /// POSIX ACLs; without them their attributes are answered with EOPNOTSUPP.
+    pub acl: bool,
+    /// Inode numbers over several filesystems.
+    pub xino: Xino,
+    /// Bound of the lookup cache, in names; 0 turns it off.
+    pub cache_entries: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            volatile: false,
+            redirect_dir: true,
+            acl: true,
+            xino: Xino::Auto,
+            cache_entries: 16 * 1024,
+        }
+    }
+}
+
+/// A union of layers.
+#[derive(Debug)]
+pub struct Union {
+    stack: Stack,
+    options: Options,
+    table: inode_table::InodeTable,
+    numbers: ino::Numbers,
+    cache: cache::LookupCache,
+    listings: listing::Listings,
+    files: handles::OpenFiles,
+    pins: pin::Pins,
+    hard_links: hard_links::HardLinks,
+    counters: stats::Counters,
+    /// Shared by publications of copy-ups, exclusive for the rename of a directory.
+    renames: RwLock<()>,
+}
+
+impl Union {
+    /// The inode number of the root.
+    pub const ROOT: u64 = 1;
+
+    /// Opens the layers.
+    ///
+    /// # Errors
+    /// What is wrong with the layers, in one sentence; nothing on disk was changed then.
+    pub fn open(spec: &StackSpec, options: Options) -> std::result::Result<Self, SetupError> {
+        let stack = Stack::open(spec)?;
+        let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
+        let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino);
+        Ok(Self {
+            table: inode_table::InodeTable::new(Arc::new(Inode::root(&stack))),
+            numbers,
+            cache: cache::LookupCache::new(cache_entries),
+            listings: listing::Listings::default(),
+            files: handles::OpenFiles::default(),
+            pins: pin::Pins::default(),
+            hard_links: hard_links::HardLinks::default(),
+            counters: stats::Counters::default(),
+            renames: RwLock::new(()),
+            stack,
+            options,
+        })
+    }
+
+    /// The clean end: what was changed is on disk in a form that every tool of this ecosystem reads.
+    ///
+    /// # Errors
+    /// What the work directory could not be cleaned up for; a next mount does it then.
+    pub fn close(&self) -> Result<()> {
+        self.files.clear();
+        match self.stack.upper() {
+            Ok(upper) => upper.finish(),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Tells other daemons the device number of the mount that this union is seen through.
+    ///
+    /// # Errors
+    /// From writing it down beside the lock in the work directory.
+    pub fn published(&self, dev: u64) -> std::io::Result<()> {
+        match self.stack.upper() {
+            Ok(upper) => upper.publish_mount(dev),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether there is an upper layer.
+    pub fn is_writable(&self) -> bool {
+        self.stack.is_writable()
+    }
+
+    /// The options in force.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Drops `n` lookup counts of an inode; at none left it is forgotten.
+    pub fn forget(&self, ino: u64, n: u64) {
+        self.counters.count(Op::Forget);
+        if let Some(gone) = self.table.forget(ino, n) {
+            self.release(&gone);
+        }
+    }
+
+    /// Lets go of what a forgotten inode held, and of parents that were only kept for it.
+    fn release(&self, gone: &Arc<Inode>) {
+        let mut gone = vec![gone.clone()];
+        while let Some(inode) = gone.pop() {
+            self.files.remove(inode.id);
+            self.listings.remove_dir(inode.id);
+            self.unpin(&inode);
+            for parent in inode.take_parents() {
+                gone.extend(self.table.unpin(&parent));
+            }
+        }
+        self.table.trim();
+    }
+
+    fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
+        self.table.get(ino).ok_or(Errno::ESTALE)
+    }
+
+    fn dir(&self, ino: u64) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino)?;
+        if inode.kind == FileKind::Directory { Ok(inode) } else { Err(Errno::ENOTDIR) }
+    }
+
+    /// Names that users can't have: AUFS whiteouts would be read back as deletions.
+    fn check_new_name(name: &Name) -> Result<()> {
+        if is_reserved(name) { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// Keeps caches right after a name in a directory came, went or changed its layer.
+    fn name_changed(&self, dir: &Inode, name: &Name, now: Option<(FileKind, u64)>) {
+        self.cache.remove(dir.id, name);
+        self.listings.change(dir.id, name, now);
+    }
+}
+
+/// Whether a name is an AUFS whiteout's.
+fn is_reserved(name: &Name) -> bool {
+    name.as_bytes().starts_with(crate::layer::whiteout::DOT_PREFIX)
+}

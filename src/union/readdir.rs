@@ -1,0 +1,267 @@
+//! Reading directories: one merge pass over the layers, served from a kept listing.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::{Errno, Result};
+use crate::layer::whiteout::DOT_PREFIX;
+use crate::layer::{LayerId, ObjKey, RealDir};
+use crate::name::Name;
+use crate::sys;
+use crate::union::inode::{DirView, Inode};
+use crate::union::listing::{Entry, FIRST_OFFSET, Listing};
+use crate::union::lookup::Found;
+use crate::union::stats::Op;
+use crate::union::{Attr, FileKind, Union};
+
+/// Offsets after `.` and after `..`.
+const AFTER_DOT: u64 = 1;
+const AFTER_DOT_DOT: u64 = 2;
+
+/// How many entries are taken from a listing at a time, so that it is not locked while they are looked up.
+const BATCH: usize = 128;
+
+/// What the layers down to some point make of each name; `None`: hidden.
+type Merged = HashMap<Box<[u8]>, Option<Entry>>;
+
+/// An entry as one layer's directory tells it.
+struct RawName {
+    name: Box<[u8]>,
+    ino: u64,
+    kind: u8,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// The inode number.
+    pub ino: u64,
+    /// The type.
+    pub kind: FileKind,
+    /// The offset at which reading goes on after this entry; never 0.
+    pub next: u64,
+}
+
+impl Union {
+    /// Gives the entries after `offset` (0: from the start) to `sink` until it returns false: then the entry was not taken.
+    ///
+    /// Entries that neither come nor go between calls appear exactly once.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, or what reading a layer fails with.
+    pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(&DirEntry<'_>) -> bool) -> Result<()> {
+        self.counters.count(Op::Readdir);
+        let dir = self.dir(ino)?;
+        if !self.dots(&dir, offset, sink) {
+            return Ok(());
+        }
+        let listing = self.listing(&dir, offset <= AFTER_DOT_DOT)?;
+        for (at, entry) in listing.lock().after(offset.max(FIRST_OFFSET - 1)) {
+            if !sink(&DirEntry { name: &entry.name, ino: entry.number, kind: entry.kind, next: at }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Union::readdir`] with the attributes of each entry, whose lookup count grows by one for each entry taken but
+    /// `.` and `..`.
+    ///
+    /// # Errors
+    /// As readdir.
+    pub fn readdirplus(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool) -> Result<()> {
+        self.counters.count(Op::Readdirplus);
+        let dir = self.dir(ino)?;
+        let own = self.attr_of(&dir)?;
+        let mut dots = |entry: &DirEntry<'_>| sink(entry, &Attr { ino: entry.ino, ..own });
+        if !self.dots(&dir, offset, &mut dots) {
+            return Ok(());
+        }
+        let listing = self.listing(&dir, offset <= AFTER_DOT_DOT)?;
+        let mut after = offset.max(FIRST_OFFSET - 1);
+        loop {
+            let batch: Vec<(u64, Entry)> =
+                listing.lock().after(after).take(BATCH).map(|(at, entry)| (at, entry.clone())).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for (at, entry) in batch {
+                after = at;
+                let name = Name::new(&entry.name).map_err(|_| Errno::EIO)?;
+                // It may be gone since it was listed, or be what can't be looked up: then it is left out.
+                let (held, attr) = match self.hold_with_attr(&dir, &name, entry.layer) {
+                    Ok(Some(held)) => held,
+                    Ok(None) | Err(Errno::ENOENT | Errno::ESTALE | Errno::EIO) => continue,
+                    Err(e) => return Err(e),
+                };
+                let shown = DirEntry { name: &entry.name, ino: attr.ino, kind: held.kind, next: at };
+                if !sink(&shown, &attr) {
+                    return Ok(());
+                }
+                held.keep();
+            }
+        }
+    }
+
+    /// Gives `.` and `..` to a sink; false if it is full.
+    fn dots(&self, dir: &Inode, offset: u64, sink: &mut dyn FnMut(&DirEntry<'_>) -> bool) -> bool {
+        let parent = dir.as_dir().and_then(|d| d.state.read().place.as_ref().map(|(p, _)| p.number));
+        let dots: [(&[u8], u64, u64); 2] =
+            [(b".", dir.number, AFTER_DOT), (b"..", parent.unwrap_or(dir.number), AFTER_DOT_DOT)];
+        dots.iter()
+            .filter(|(_, _, next)| offset < *next)
+            .all(|(name, ino, next)| sink(&DirEntry { name, ino: *ino, kind: FileKind::Directory, next: *next }))
+    }
+
+    /// Whether a merged directory shows no entry.
+    pub(super) fn is_empty(&self, dir: &Arc<Inode>) -> Result<bool> {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        Ok(self.merge(&node.view())?.is_empty())
+    }
+
+    /// The listing of a directory, the kept one unless layers change underneath and reading starts anew.
+    fn listing(&self, dir: &Arc<Inode>, from_start: bool) -> Result<Arc<Mutex<Listing>>> {
+        let layers_change = self.options.timeout == Some(Duration::ZERO);
+        match self.listings.get(dir.id) {
+            Some(listing) if !(from_start && layers_change) => return Ok(listing),
+            _ => {}
+        }
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        // Shared: no name changes between the merge and the moment from which changes reach the listing.
+        let _names = node.names.read();
+        let names = if node.state.read().removed.is_some() { HashMap::new() } else { self.merge(&node.view())? };
+        Ok(self.listings.keep(dir.id, names))
+    }
+
+    /// Merges the layers of a directory.
+    fn merge(&self, view: &DirView) -> Result<HashMap<Box<[u8]>, Entry>> {
+        let mut names = Merged::new();
+        let parts: Vec<_> = view.parts().collect();
+        for (at, part) in parts.iter().enumerate() {
+            self.merge_layer(view, part, at + 1 == parts.len(), &mut names)?;
+        }
+        Ok(names.into_iter().filter_map(|(name, entry)| entry.map(|entry| (name, entry))).collect())
+    }
+
+    /// Adds what one layer says of names that no layer above it has spoken of.
+    fn merge_layer(&self, view: &DirView, dir: &Arc<RealDir>, last: bool, names: &mut Merged) -> Result<()> {
+        let (here, whiteouts) = self.read_layer(dir)?;
+        for raw in here {
+            match names.get_mut(&raw.name) {
+                None => {
+                    let entry = self.listed(view, dir, &raw)?;
+                    names.insert(raw.name, entry);
+                }
+                // A merged directory shows the number of its topmost lower.
+                Some(Some(above)) if above.kind == FileKind::Directory && above.layer == Some(LayerId::UPPER) => {
+                    let name = Name::new(&raw.name).map_err(|_| Errno::EIO)?;
+                    self.resolve_entry(view, &name, above)?;
+                    above.layer = None;
+                }
+                Some(_) => {}
+            }
+        }
+        if !last {
+            for hidden in whiteouts {
+                names.entry(hidden).or_insert(None);
+            }
+        }
+        Ok(())
+    }
+
+    /// The raw entries of one layer's directory, and the names that AUFS whiteouts in it hide.
+    fn read_layer(&self, dir: &Arc<RealDir>) -> Result<(Vec<RawName>, Vec<Box<[u8]>>)> {
+        let (mut here, mut whiteouts) = (Vec::new(), Vec::new());
+        if dir.is_void() {
+            return Ok((here, whiteouts));
+        }
+        let fd = self.stack.open_dir_readable(dir)?;
+        let mut dotted = false;
+        sys::dir::for_each(fd.as_fd(), |entry| {
+            match entry.name.strip_prefix(DOT_PREFIX) {
+                Some(hidden) => {
+                    dotted = true;
+                    whiteouts.push(hidden.into());
+                }
+                None => here.push(RawName { name: entry.name.into(), ino: entry.ino, kind: entry.kind }),
+            }
+            true
+        })?;
+        self.stack.note_dot_whiteouts(dir, dotted);
+        Ok((here, whiteouts))
+    }
+
+    /// One layer's entry, `None` for a whiteout.
+    fn listed(&self, view: &DirView, dir: &Arc<RealDir>, raw: &RawName) -> Result<Option<Entry>> {
+        let name = Name::new(&raw.name).map_err(|_| Errno::EIO)?;
+        let maybe_whiteout =
+            raw.kind == libc::DT_CHR || raw.kind == libc::DT_REG && self.stack.has_xattr_whiteouts(dir)?;
+        let mut kind = kind_of(raw.kind);
+        let mut key = ObjKey { dev: dir.key.dev, ino: raw.ino };
+        if maybe_whiteout || kind.is_none() {
+            let Some(stat) = self.stack.stat_at(dir, &name)? else { return Ok(None) };
+            if self.stack.is_whiteout(dir, &name, &stat)? {
+                return Ok(None);
+            }
+            kind = Some(FileKind::from_mode(stat.mode)?);
+            key = ObjKey::from(&stat);
+        }
+        let mut entry = Entry {
+            name: name.as_bytes().into(),
+            kind: kind.unwrap_or(FileKind::Regular),
+            number: self.number_for(key, key).unwrap_or(raw.ino),
+            layer: Some(dir.layer),
+        };
+        // Where copies are, an entry may show its origin's number, or be a device 0:0.
+        if let Some(upper) = self.stack.as_upper(dir) {
+            if self.stack.is_impure(&upper)? {
+                self.resolve_entry(view, &name, &mut entry)?;
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    /// Gives an entry the type and number that a lookup would tell. What can't be looked up is listed all the same.
+    fn resolve_entry(&self, view: &DirView, name: &Name, entry: &mut Entry) -> Result<()> {
+        let (own, lasting) = match self.find_in_layers(view, name, None) {
+            Ok(Some(Found::Dir(dir))) => {
+                let lower = dir.lowers.first().map(|l| l.key);
+                let Some(own) = dir.upper.as_ref().map(|u| u.key).or(lower) else { return Ok(()) };
+                (own, lower.unwrap_or(own))
+            }
+            Ok(Some(Found::Other(file))) => {
+                entry.kind = file.kind;
+                let own = ObjKey::from(&file.stat);
+                (own, file.origin.unwrap_or(own))
+            }
+            Ok(None) | Err(Errno::EIO | Errno::ESTALE) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        entry.number = self.number_for(own, lasting).unwrap_or(entry.number);
+        Ok(())
+    }
+
+    /// The number of an object: the one that it has if it is known, else the one that it should get.
+    fn number_for(&self, own: ObjKey, lasting: ObjKey) -> Option<u64> {
+        self.table.number_of(own).or_else(|| self.numbers.lasting(lasting))
+    }
+}
+
+fn kind_of(raw: u8) -> Option<FileKind> {
+    Some(match raw {
+        libc::DT_FIFO => FileKind::Fifo,
+        libc::DT_CHR => FileKind::CharDevice,
+        libc::DT_DIR => FileKind::Directory,
+        libc::DT_BLK => FileKind::BlockDevice,
+        libc::DT_REG => FileKind::Regular,
+        libc::DT_LNK => FileKind::Symlink,
+        libc::DT_SOCK => FileKind::Socket,
+        _ => return None,
+    })
+}

@@ -1,0 +1,152 @@
+//! unlink and rmdir: a name goes, and a whiteout hides what the lowers still have under it.
+
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+
+use crate::error::{Errno, Result};
+use crate::layer::UpperDir;
+use crate::layer::stage::Over;
+use crate::name::Name;
+use crate::union::inode::{DirNode, DirView, Inode, Node};
+use crate::union::lookup::{Held, InLowers};
+use crate::union::stats::Op;
+use crate::union::{FileKind, Union};
+
+impl Union {
+    /// Removes a name that is no directory.
+    ///
+    /// # Errors
+    /// As unlink(2).
+    pub fn unlink(&self, parent: u64, name: &Name) -> Result<()> {
+        self.counters.count(Op::Unlink);
+        let dir = self.dir(parent)?;
+        let held = self.hold(&dir, name)?.ok_or(Errno::ENOENT)?;
+        if held.kind == FileKind::Directory {
+            return Err(Errno::EISDIR);
+        }
+        self.ensure_upper_dir(&dir)?;
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        let _names = node.names.write();
+        if !held.has_link(&dir, name) {
+            return Err(Errno::ENOENT);
+        }
+        let view = node.view();
+        let real = view.upper.clone().ok_or(Errno::ENOENT)?;
+        self.pin_if_last(&held, &dir, name)?;
+        self.remove_from_upper(&view, &real, name, false)?;
+        self.lost_name(&held, &dir, name);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As rmdir(2).
+    pub fn rmdir(&self, parent: u64, name: &Name) -> Result<()> {
+        self.counters.count(Op::Rmdir);
+        let dir = self.dir(parent)?;
+        let held = self.hold(&dir, name)?.ok_or(Errno::ENOENT)?;
+        let victim = held.as_dir().ok_or(Errno::ENOTDIR)?;
+        if !self.is_empty(&held)? {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.ensure_upper_dir(&dir)?;
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        // A directory's own copy-up publishes in its parent: nobody may be about to while it goes.
+        let _one = held.copy_up.lock();
+        let _names = lock_two((dir.number, node), (held.number, victim));
+        if !held.has_link(&dir, name) {
+            return Err(Errno::ENOENT);
+        }
+        if !self.is_empty(&held)? {
+            return Err(Errno::ENOTEMPTY);
+        }
+        let view = node.view();
+        let real = view.upper.clone().ok_or(Errno::ENOENT)?;
+        let mut last = self.attr_of(&held)?;
+        self.remove_from_upper(&view, &real, name, true)?;
+        last.nlink = 0;
+        self.dir_removed(&held, last);
+        self.name_changed(&dir, name, None);
+        Ok(())
+    }
+
+    /// Takes a name away in upper, leaving a whiteout if the lowers have it too.
+    pub(super) fn remove_from_upper(&self, view: &DirView, real: &UpperDir, name: &Name, is_dir: bool) -> Result<()> {
+        let upper = self.stack.upper()?;
+        let fd = self.stack.open_upper(real)?;
+        let in_upper = self.stack.stat_at(real, name)?.is_some();
+        let below = !matches!(self.find_in_lowers(&view.lowers, name, false)?, InLowers::Absent);
+        match (in_upper, below) {
+            (true, true) => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
+            (false, true) => upper.whiteout(&fd, name, Over::Nothing),
+            (true, false) if is_dir => upper.rmdir(&fd, name),
+            (true, false) => upper.unlink(&fd, name),
+            (false, false) => Err(Errno::ENOENT),
+        }
+    }
+
+    /// Keeps an inode reachable if this is the last of its names that is known.
+    pub(super) fn pin_if_last(&self, inode: &Inode, dir: &Inode, name: &Name) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        let others = {
+            let file = file.read();
+            file.links.iter().any(|l| !l.uncovered && !(l.parent.id == dir.id && l.name == *name))
+        };
+        if others { Ok(()) } else { self.pin(inode) }
+    }
+
+    /// Keeps account of a name that an inode lost.
+    pub(super) fn lost_name(&self, held: &Held<'_>, dir: &Arc<Inode>, name: &Name) {
+        if let Node::Other(file) = &held.node {
+            let link = held.remove_link(dir, name);
+            let (layer, key, lower_key, hard_linked) = {
+                let file = file.read();
+                (file.layer, file.key, file.lower_key, file.hard_linked)
+            };
+            if hard_linked {
+                let uncovered = link.is_some_and(|l| l.uncovered);
+                if !layer.is_upper() {
+                    let links = self.stat_file(held).map_or(0, |st| st.nlink);
+                    self.hard_links.cover(key, links);
+                } else if let Some(lower) = lower_key.filter(|_| uncovered) {
+                    self.hard_links.cover(lower, 0);
+                }
+            }
+        }
+        self.name_changed(dir, name, None);
+    }
+
+    /// Keeps what a removed directory showed: who is in it can still look at it.
+    pub(super) fn dir_removed(&self, dir: &Inode, last: crate::union::Attr) {
+        let Some(node) = dir.as_dir() else { return };
+        let upper = {
+            let mut state = node.state.write();
+            state.removed = Some(last);
+            state.upper.clone()
+        };
+        if let Some(upper) = upper {
+            self.stack.forget_dir(&upper);
+        }
+        self.listings.remove_dir(dir.id);
+    }
+}
+
+/// Locks the names of two directories, which may be one, the smaller number first.
+pub(super) fn lock_two<'a>(
+    a: (u64, &'a DirNode),
+    b: (u64, &'a DirNode),
+) -> (RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>) {
+    match a.0.cmp(&b.0) {
+        std::cmp::Ordering::Less => {
+            let first = a.1.names.write();
+            (first, Some(b.1.names.write()))
+        }
+        std::cmp::Ordering::Equal => (a.1.names.write(), None),
+        std::cmp::Ordering::Greater => {
+            let first = b.1.names.write();
+            (first, Some(a.1.names.write()))
+        }
+    }
+}

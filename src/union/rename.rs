@@ -1,0 +1,344 @@
+//! rename, with every flag, of everything: lower and merged directories get a redirect mark instead of EXDEV.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::fcntl::RenameFlags as SysFlags;
+
+use crate::error::{Errno, Result};
+use crate::layer::marks::{Mark, Namespace, Redirect};
+use crate::layer::stage::Over;
+use crate::layer::upper::AsUpper;
+use crate::layer::{ObjKey, UpperDir};
+use crate::name::Name;
+use crate::sys::xattr::Target;
+use crate::union::copy_up::CopyUp;
+use crate::union::inode::{DirView, Inode, Node};
+use crate::union::lookup::{Held, InLowers};
+use crate::union::remove::lock_two;
+use crate::union::stats::Op;
+use crate::union::{FileKind, Union};
+
+/// The flags of renameat2(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RenameFlags {
+    /// Fail if the new name exists.
+    pub noreplace: bool,
+    /// Let the two names change places.
+    pub exchange: bool,
+    /// Leave a whiteout (a character device 0:0) at the old name.
+    pub whiteout: bool,
+}
+
+/// One side of a rename; its directory's names are locked.
+struct Side<'a> {
+    dir: &'a Arc<Inode>,
+    name: &'a Name,
+    view: DirView,
+    real: UpperDir,
+    /// Whether the lowers have the name too.
+    below: bool,
+}
+
+impl Union {
+    /// Renames, or exchanges, two names.
+    ///
+    /// # Errors
+    /// As renameat2(2); `EXDEV` for a merged directory only if redirects are off or can't be stored.
+    pub fn rename(&self, parent: u64, name: &Name, newparent: u64, newname: &Name, flags: RenameFlags) -> Result<()> {
+        self.counters.count(Op::Rename);
+        if flags.exchange && (flags.noreplace || flags.whiteout) {
+            return Err(Errno::EINVAL);
+        }
+        self.stack.upper()?;
+        let (from_dir, to_dir) = (self.dir(parent)?, self.dir(newparent)?);
+        let source = self.hold(&from_dir, name)?.ok_or(Errno::ENOENT)?;
+        Self::check_new_name(newname)?;
+        let target = self.hold(&to_dir, newname)?;
+        if !self.check_rename(&source, target.as_ref(), (&from_dir, &to_dir), flags)? {
+            return Ok(());
+        }
+        self.bring_up(&source)?;
+        if let Some(target) = target.as_ref().filter(|_| flags.exchange) {
+            self.bring_up(target)?;
+        }
+        self.ensure_upper_dir(&from_dir)?;
+        self.ensure_upper_dir(&to_dir)?;
+
+        let moves_dir =
+            source.kind == FileKind::Directory || target.as_ref().is_some_and(|t| t.kind == FileKind::Directory);
+        let (mut exclusive, mut shared) = (None, None);
+        if moves_dir {
+            exclusive = Some(self.renames.write());
+        } else {
+            shared = Some(self.renames.read_recursive());
+        }
+        let (from_node, to_node) = (from_dir.as_dir().ok_or(Errno::ENOTDIR)?, to_dir.as_dir().ok_or(Errno::ENOTDIR)?);
+        let names = lock_two((from_dir.number, from_node), (to_dir.number, to_node));
+        let still = source.has_link(&from_dir, name) && target.as_ref().is_none_or(|t| t.has_link(&to_dir, newname));
+        if !still {
+            return Err(Errno::ENOENT);
+        }
+        let from = self.side(&from_dir, name)?;
+        let to = self.side(&to_dir, newname)?;
+        let done = if let Some(target) = target.as_ref().filter(|_| flags.exchange) {
+            self.exchange(&source, target, &from, &to)
+        } else {
+            self.replace(&source, target.as_ref(), &from, &to, flags)
+        };
+        drop((names, exclusive.take(), shared.take()));
+        done
+    }
+
+    /// The conditions that need no lock. False if there is nothing to do.
+    fn check_rename(
+        &self,
+        source: &Held<'_>,
+        target: Option<&Held<'_>>,
+        (from_dir, to_dir): (&Arc<Inode>, &Arc<Inode>),
+        flags: RenameFlags,
+    ) -> Result<bool> {
+        let Some(target) = target else {
+            if flags.exchange {
+                return Err(Errno::ENOENT);
+            }
+            return if is_within(to_dir, source) { Err(Errno::EINVAL) } else { Ok(true) };
+        };
+        if flags.noreplace {
+            return Err(Errno::EEXIST);
+        }
+        if is_within(to_dir, source) {
+            return Err(Errno::EINVAL);
+        }
+        if is_within(from_dir, target) {
+            return Err(if flags.exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+        }
+        if source.id == target.id {
+            return Ok(false);
+        }
+        if flags.exchange {
+            return Ok(true);
+        }
+        match (source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
+            (true, false) => Err(Errno::ENOTDIR),
+            (false, true) => Err(Errno::EISDIR),
+            (true, true) if !self.is_empty(target)? => Err(Errno::ENOTEMPTY),
+            _ => Ok(true),
+        }
+    }
+
+    /// Copies up what is to be moved.
+    fn bring_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        let Node::Dir(dir) = &inode.node else { return self.ensure_upper(inode, CopyUp::Whole) };
+        if !dir.view().lowers.is_empty() && !self.options.redirect_dir {
+            return Err(Errno::EXDEV);
+        }
+        self.ensure_upper_dir(inode).map(|_| ())
+    }
+
+    fn side<'a>(&self, dir: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        if node.state.read().removed.is_some() {
+            return Err(Errno::ENOENT);
+        }
+        let view = node.view();
+        let real = view.upper.clone().ok_or(Errno::ENOENT)?;
+        let below = !matches!(self.find_in_lowers(&view.lowers, name, false)?, InLowers::Absent)
+            || self.stack.has_dot_whiteout(&real, name)?;
+        Ok(Side { dir, name, view, real, below })
+    }
+
+    /// Renames over nothing, a whiteout, or an object that goes.
+    fn replace(
+        &self,
+        source: &Held<'_>,
+        target: Option<&Held<'_>>,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.mark_moved(source, from, to)?;
+        let last = match target {
+            Some(target) if target.kind == FileKind::Directory => {
+                self.clear_empty(target, to)?;
+                let mut last = self.attr_of(target)?;
+                last.nlink = 0;
+                Some(last)
+            }
+            Some(target) => {
+                self.pin_if_last(target, to.dir, to.name)?;
+                None
+            }
+            None => None,
+        };
+        self.move_in_upper(source, target.is_some_and(|t| t.kind == FileKind::Directory), from, to)?;
+        if let Some(target) = target {
+            match last {
+                Some(last) => self.dir_removed(target, last),
+                None => self.lost_name(target, to.dir, to.name),
+            }
+        }
+        self.moved(source, from, to);
+        if flags.whiteout {
+            self.make_null_device(from.dir, from.name)?;
+        }
+        Ok(())
+    }
+
+    /// The one call that moves the name, with a whiteout left behind where the lowers have the old one.
+    fn move_in_upper(&self, source: &Held<'_>, over_dir: bool, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let upper = self.stack.upper()?;
+        let from_fd = self.stack.open_upper(&from.real)?;
+        let dir = source.as_dir().and_then(|d| d.view().upper);
+        let moved = (dir.as_ref(), None);
+        let places = ((&from.real, from.name), (&to.real, to.name));
+        let stands = self.stack.stat_at(&to.real, to.name)?;
+        if dir.is_some() && !over_dir && stands.is_some() {
+            // A directory can't replace a whiteout, but it can change places with it.
+            self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
+            return if from.below { Ok(()) } else { upper.unlink(&from_fd, from.name) };
+        }
+        let whiteout = if from.below { SysFlags::RENAME_WHITEOUT } else { SysFlags::empty() };
+        match self.stack.rename_in_upper(places.0, places.1, whiteout, moved) {
+            // This filesystem can't do both at once.
+            Err(Errno::EINVAL) if from.below => {
+                self.stack.rename_in_upper(places.0, places.1, SysFlags::empty(), moved)?;
+                upper.whiteout(&from_fd, from.name, Over::Nothing)?;
+            }
+            done => done?,
+        }
+        if self.stack.has_dot_whiteout(&to.real, to.name)? {
+            upper.remove_dot_whiteout(&self.stack.open_upper(&to.real)?, to.name)?;
+        }
+        Ok(())
+    }
+
+    fn exchange(&self, a: &Held<'_>, b: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        self.mark_moved(a, from, to)?;
+        self.mark_moved(b, to, from)?;
+        let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));
+        let moved = (dirs.0.as_ref(), dirs.1.as_ref());
+        let places = ((&from.real, from.name), (&to.real, to.name));
+        self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
+        self.relink(a, from, to);
+        self.relink(b, to, from);
+        self.name_changed(from.dir, from.name, Some((b.kind, b.number)));
+        self.name_changed(to.dir, to.name, Some((a.kind, a.number)));
+        Ok(())
+    }
+
+    /// Keeps account of a moved name.
+    fn moved(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) {
+        self.relink(inode, from, to);
+        self.name_changed(from.dir, from.name, None);
+        self.name_changed(to.dir, to.name, Some((inode.kind, inode.number)));
+    }
+
+    fn relink(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) {
+        match &inode.node {
+            Node::Dir(_) => inode.move_dir(to.dir, to.name),
+            Node::Other(_) => {
+                inode.add_link(to.dir, to.name, false);
+                inode.remove_link(from.dir, from.name);
+            }
+        }
+    }
+
+    /// Puts the marks on an object that make it the same one at its new place.
+    fn mark_moved(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let Node::Dir(dir) = &inode.node else { return self.mark_moved_file(inode, from, to) };
+        let view = dir.view();
+        let real = view.upper.as_ref().ok_or(Errno::EIO)?;
+        let fd = self.stack.open_upper(real)?;
+        let upper = self.stack.upper()?;
+        if let Some(lower) = view.lowers.first() {
+            let redirect = Redirect::Path(lower.path()).encode();
+            match upper.set_mark(&fd, Mark::Redirect, &redirect) {
+                Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE | Errno::EOPNOTSUPP) => return Err(Errno::EXDEV),
+                done => done?,
+            }
+            self.stack.set_impure(&to.real)
+        } else if to.below {
+            upper.set_mark(&fd, Mark::Opaque, b"y")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A file keeps its number by its origin mark. Who can't open a file by handle finds the origin by a redirect.
+    fn mark_moved_file(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        let key = file.read().key;
+        let stat = self.stack.stat_at(&from.real, from.name)?.filter(|st| ObjKey::from(st) == key);
+        let stat = stat.ok_or(Errno::ESTALE)?;
+        let Some(origin) = self.stack.upper_mark(&from.real, from.name, &stat, Mark::Origin)? else { return Ok(()) };
+        self.stack.set_impure(&to.real)?;
+        if self.stack.namespace() == Namespace::Trusted {
+            return Ok(());
+        }
+        let InLowers::Other(lower, _) = self.find_in_lowers(&from.view.lowers, from.name, false)? else {
+            return Ok(());
+        };
+        let same = self.stack.origin_of(&lower, from.name)?.and_then(|o| o.encode()).is_some_and(|o| o == origin);
+        if !same {
+            return Ok(());
+        }
+        let mut path = lower.path();
+        path.push(from.name.clone());
+        let object = self.upper_object(inode)?;
+        match self.stack.upper()?.set_mark(&object, Mark::Redirect, &Redirect::Path(path).encode()) {
+            // Then it gets a new number at the next mount.
+            Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Makes a merged directory that shows nothing empty for the filesystem too, so that a rename can replace it.
+    fn clear_empty(&self, target: &Held<'_>, to: &Side<'_>) -> Result<()> {
+        let Some(dir) = target.as_dir() else { return Ok(()) };
+        let Some(real) = dir.view().upper else { return Ok(()) };
+        let upper = self.stack.upper()?;
+        let old = self.stack.open_upper(&real)?;
+        if is_bare(&self.stack.open_dir_readable(&real)?)? {
+            return Ok(());
+        }
+        let stat = crate::sys::file::stat(&old)?;
+        let staged = upper.stage_dir(0o700)?;
+        upper.copy_metadata(Target::Fd(old.as_upper_fd()), &stat, &staged)?;
+        upper.set_mark(&staged, Mark::Opaque, b"y")?;
+        upper.publish(staged, &self.stack.open_upper(&to.real)?, to.name, Over::Other)?;
+        let (fresh, stat) = self.stack.new_upper_dir(&to.real, to.name)?;
+        self.stack.forget_dir(&real);
+        self.table.add_key(ObjKey::from(&stat), target);
+        let mut state = dir.state.write();
+        state.upper = Some(fresh);
+        state.lowers = [].into();
+        Ok(())
+    }
+}
+
+/// Whether a directory has no entry at all, whiteouts included.
+fn is_bare(fd: &std::os::fd::OwnedFd) -> Result<bool> {
+    let mut bare = true;
+    crate::sys::dir::for_each(fd.as_fd(), |_| {
+        bare = false;
+        false
+    })?;
+    Ok(bare)
+}
+
+/// Whether `dir` is `ancestor` or below it.
+fn is_within(dir: &Arc<Inode>, ancestor: &Inode) -> bool {
+    if ancestor.kind != FileKind::Directory {
+        return false;
+    }
+    let mut at = dir.clone();
+    loop {
+        if at.id == ancestor.id {
+            return true;
+        }
+        let above = at.as_dir().and_then(|d| d.state.read().place.as_ref().map(|(parent, _)| parent.clone()));
+        let Some(above) = above else { return false };
+        at = above;
+    }
+}

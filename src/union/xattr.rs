@@ -1,0 +1,168 @@
+//! Extended attributes: the user's own; marks are neither shown nor settable, and what looks like one is stored escaped.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::error::{Errno, Result};
+use crate::sys;
+use crate::sys::xattr::Target;
+use crate::union::copy_up::CopyUp;
+use crate::union::inode::{Inode, Node};
+use crate::union::stats::{LAYER_XATTR, Op, STATS_XATTR};
+use crate::union::{Caller, Union, acl};
+
+impl Union {
+    /// The value of an attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` if there is none.
+    pub fn getxattr(&self, ino: u64, name: &CStr) -> Result<Vec<u8>> {
+        self.counters.count(Op::Getxattr);
+        if ino == Union::ROOT {
+            if let Some(answer) = self.virtual_xattr(name) {
+                return answer;
+            }
+        }
+        self.check_acl(name)?;
+        let stored = self.stored_name(name)?;
+        let inode = self.inode(ino)?;
+        self.with_target(&inode, |target| sys::xattr::get(target, &stored))
+    }
+
+    /// The names of all attributes, each closed by a NUL.
+    ///
+    /// # Errors
+    /// As listxattr(2).
+    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        self.counters.count(Op::Listxattr);
+        let inode = self.inode(ino)?;
+        let stored = match self.with_target(&inode, |target| sys::xattr::list(target)) {
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+            stored => stored?,
+        };
+        let mut shown = Vec::with_capacity(stored.len());
+        for name in stored.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            let hidden_acl = !self.options.acl && name.starts_with(b"system.posix_acl_");
+            if let Some(name) = self.stack.namespace().to_shown(name).filter(|_| !hidden_acl) {
+                shown.extend_from_slice(&name);
+                shown.push(0);
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets an attribute; `flags` as for setxattr(2).
+    ///
+    /// # Errors
+    /// As setxattr(2).
+    pub fn setxattr(&self, caller: &Caller, ino: u64, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
+        self.counters.count(Op::Setxattr);
+        self.check_acl(name)?;
+        let stored = self.stored_name(name)?;
+        let inode = self.inode(ino)?;
+        let upper = self.stack.upper()?;
+        match &inode.node {
+            Node::Dir(dir) => {
+                let real = self.ensure_upper_dir(&inode)?;
+                upper.set_xattr(&self.stack.open_upper(&real)?, &stored, value, flags)?;
+                dir.state.write().default_acl = None;
+            }
+            Node::Other(_) => {
+                self.ensure_upper(&inode, CopyUp::Whole)?;
+                upper.set_xattr(&self.upper_object(&inode)?, &stored, value, flags)?;
+            }
+        }
+        if name == acl::ACCESS { self.after_acl(caller, &inode) } else { Ok(()) }
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` if there is none.
+    pub fn removexattr(&self, ino: u64, name: &CStr) -> Result<()> {
+        self.counters.count(Op::Removexattr);
+        self.check_acl(name)?;
+        let stored = self.stored_name(name)?;
+        let inode = self.inode(ino)?;
+        let upper = self.stack.upper()?;
+        // What isn't there is no reason to copy anything up.
+        self.with_target(&inode, |target| sys::xattr::get(target, &stored))?;
+        match &inode.node {
+            Node::Dir(dir) => {
+                let real = self.ensure_upper_dir(&inode)?;
+                upper.remove_xattr(&self.stack.open_upper(&real)?, &stored)?;
+                dir.state.write().default_acl = None;
+                Ok(())
+            }
+            Node::Other(_) => {
+                self.ensure_upper(&inode, CopyUp::Whole)?;
+                upper.remove_xattr(&self.upper_object(&inode)?, &stored)
+            }
+        }
+    }
+
+    /// Runs `call` on the real object behind an inode.
+    fn with_target<T>(&self, inode: &Arc<Inode>, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
+        if let Some(object) = self.pinned_object(inode)? {
+            return call(Target::Fd(object.as_fd()));
+        }
+        match &inode.node {
+            Node::Dir(dir) => {
+                let view = dir.view();
+                let top = view.top().ok_or(Errno::EIO)?;
+                if dir.state.read().removed.is_some() || top.is_void() {
+                    return Err(Errno::ENODATA);
+                }
+                let fd = self.stack.open_dir(top)?;
+                call(Target::Fd(fd.as_fd()))
+            }
+            Node::Other(file) => {
+                let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+                let key = file.read().key;
+                let object = self.stack.open_path(&dir, &name, key)?;
+                call(Target::Fd(object.as_fd()))
+            }
+        }
+    }
+
+    /// Setting an ACL takes the set-group-id bit off a file whose group the caller is not in, as chmod does.
+    fn after_acl(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
+        let attr = self.attr_of(inode)?;
+        let in_group = caller.gid == attr.gid || sys::privilege::in_group(caller.pid, attr.gid);
+        if attr.mode & libc::S_ISGID == 0 || in_group || sys::privilege::may_keep_setid(caller.uid, caller.pid) {
+            return Ok(());
+        }
+        let upper = self.stack.upper()?;
+        let mode = attr.mode & 0o7777 & !libc::S_ISGID;
+        match &inode.node {
+            Node::Dir(_) => upper.chmod(&self.stack.open_upper(&self.ensure_upper_dir(inode)?)?, mode),
+            Node::Other(_) => upper.chmod(&self.upper_object(inode)?, mode),
+        }
+    }
+
+    fn check_acl(&self, name: &CStr) -> Result<()> {
+        let is_acl = name.to_bytes().starts_with(b"system.posix_acl_");
+        if is_acl && !self.options.acl { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    }
+
+    fn stored_name(&self, name: &CStr) -> Result<CString> {
+        CString::new(self.stack.namespace().to_stored(name.to_bytes())).map_err(|_| Errno::EINVAL)
+    }
+
+    /// Attributes of the root that tell of the union itself; they are not listed.
+    fn virtual_xattr(&self, name: &CStr) -> Option<Result<Vec<u8>>> {
+        let json = |value: serde_json::Result<Vec<u8>>| value.map_err(|_| Errno::EIO);
+        if name.to_bytes() == STATS_XATTR.as_bytes() {
+            let mut stats = self.stats();
+            stats.layers.clear();
+            return Some(json(serde_json::to_vec(&stats)));
+        }
+        let index = name.to_bytes().strip_prefix(LAYER_XATTR.as_bytes())?;
+        let index: usize = std::str::from_utf8(index).ok()?.parse().ok()?;
+        Some(match self.stats().layers.get(index) {
+            Some(layer) => json(serde_json::to_vec(layer)),
+            None => Err(Errno::ENODATA),
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! Random layers and operations. Operations name their targets by an index modulo what is there, so that they keep a
+//! meaning whatever came before, and while a failure shrinks.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::layers::{Entries, Meta, N, Node, Opaque, Whiteout};
+use super::reference::RenameKind;
+
+/// Something that is there.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject {
+    /// The n-th directory, the root first.
+    Dir(usize),
+    /// The n-th file.
+    File(usize),
+    /// The n-th name of any kind, the root first.
+    Any(usize),
+    /// The n-th object that is kept open, whether it still has a name or not.
+    Held(usize),
+}
+
+/// A name in a directory, taken or not.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// A name in what should be a directory.
+    In(Subject, N),
+    /// The n-th name that is there.
+    Existing(usize),
+}
+
+/// The names of extended attributes.
+#[derive(Clone, Copy, Debug)]
+pub enum X {
+    /// The one that lower objects may have.
+    A,
+    B,
+    /// Not one of the user's, so that every kind of object can have it; left out without the rights to set it.
+    Trusted,
+    /// One that is a mark where it stands unescaped.
+    Mark,
+}
+
+/// One step of a sequence.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Create { at: Place, mode: u32 },
+    Mkdir { at: Place, mode: u32 },
+    Fifo { at: Place },
+    Symlink { at: Place, target: u8 },
+    Link { of: Subject, at: Place },
+    Unlink { at: Place },
+    Rmdir { at: Place },
+    Rename { from: Place, to: Place, kind: RenameKind },
+    Write { to: Subject, offset: usize, length: usize },
+    Resize { of: Subject, size: usize },
+    Punch { of: Subject, offset: usize, length: usize },
+    CopyRange { from: Subject, to: Subject, offset: usize, length: usize },
+    Chmod { of: Subject, mode: u32 },
+    Chown { of: Subject, uid: u32, gid: u32 },
+    Times { of: Subject, sec: i64 },
+    SetXattr { of: Subject, name: X, value: u8, flags: i32 },
+    RemoveXattr { of: Subject, name: X },
+    /// Keeps an object open across what follows.
+    Hold { of: Subject },
+    /// Closes the n-th object that is kept open.
+    Release { which: usize },
+    /// Ends the union cleanly and opens it again.
+    Remount,
+}
+
+/// A whole test: layers, and what is done with their union.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What upper holds already, left by another program.
+    pub upper: Entries,
+    /// The lowers, the top one first.
+    pub lowers: Vec<Entries>,
+    /// Whether everything that was looked up stays known, as with a kernel that has memory enough.
+    pub remember: bool,
+    /// The capacity of the lookup cache.
+    pub cache: usize,
+    pub ops: Vec<Op>,
+}
+
+/// Random cases with up to `length` operations.
+pub fn case(length: usize) -> impl Strategy<Value = Case> {
+    let upper = prop_oneof![3 => Just(Entries::new()), 1 => layer()];
+    let cache = prop_oneof![Just(0), Just(5), Just(10_000)];
+    (upper, vec(layer(), 1..4), any::<bool>(), cache, vec(op(), 1..length))
+        .prop_map(|(upper, lowers, remember, cache, ops)| Case { upper, lowers, remember, cache, ops })
+}
+
+fn layer() -> impl Strategy<Value = Entries> {
+    vec((name(), node()), 0..4)
+}
+
+fn name() -> impl Strategy<Value = N> {
+    prop::sample::select(vec![N::A, N::B, N::C, N::D])
+}
+
+fn mode() -> impl Strategy<Value = u32> {
+    prop::sample::select(vec![0o644, 0o755, 0o600, 0o750, 0o777])
+}
+
+fn owner() -> impl Strategy<Value = u32> {
+    prop::sample::select(vec![0, 1000, 65534])
+}
+
+fn seconds() -> impl Strategy<Value = i64> {
+    prop::sample::select(vec![0, 1, 1_000_000_000, -1, -1_000_000, 4_000_000_000])
+}
+
+fn meta() -> impl Strategy<Value = Meta> {
+    (mode(), owner(), seconds(), any::<bool>())
+        .prop_map(|(mode, owner, mtime, xattr)| Meta { mode, owner, mtime, xattr })
+}
+
+fn opaque() -> impl Strategy<Value = Opaque> {
+    prop_oneof![
+        8 => Just(Opaque::No),
+        1 => Just(Opaque::Trusted),
+        1 => Just(Opaque::User),
+        1 => Just(Opaque::FuseOverlayfs),
+        1 => Just(Opaque::DotFile),
+    ]
+}
+
+fn whiteout() -> impl Strategy<Value = Whiteout> {
+    prop::sample::select(vec![Whiteout::Device, Whiteout::DotFile, Whiteout::Trusted, Whiteout::User])
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        6 => (meta(), prop_oneof![4 => 0..40_usize, 1 => 0..10_000_usize]).prop_map(|(m, length)| Node::File(m, length)),
+        2 => (0..8_usize).prop_map(Node::Link),
+        1 => any::<u8>().prop_map(Node::Symlink),
+        1 => Just(Node::Fifo),
+        3 => whiteout().prop_map(Node::Whiteout),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        (meta(), opaque(), vec((name(), inner), 0..4)).prop_map(|(meta, opaque, inner)| Node::Dir(meta, opaque, inner))
+    })
+}
+
+fn subject() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        2 => (0..64_usize).prop_map(Subject::Any),
+        3 => (0..64_usize).prop_map(Subject::File),
+        1 => (0..64_usize).prop_map(Subject::Dir),
+        3 => (0..64_usize).prop_map(Subject::Held),
+    ]
+}
+
+fn directory() -> impl Strategy<Value = Subject> {
+    prop_oneof![
+        20 => (0..64_usize).prop_map(Subject::Dir),
+        1 => (0..64_usize).prop_map(Subject::Any),
+        1 => (0..64_usize).prop_map(Subject::Held),
+    ]
+}
+
+fn free_place() -> impl Strategy<Value = Place> {
+    prop_oneof![
+        8 => (directory(), name()).prop_map(|(dir, name)| Place::In(dir, name)),
+        1 => (0..64_usize).prop_map(Place::Existing),
+    ]
+}
+
+fn taken_place() -> impl Strategy<Value = Place> {
+    prop_oneof![
+        1 => (directory(), name()).prop_map(|(dir, name)| Place::In(dir, name)),
+        8 => (0..64_usize).prop_map(Place::Existing),
+    ]
+}
+
+fn xattr() -> impl Strategy<Value = X> {
+    prop::sample::select(vec![X::A, X::B, X::Trusted, X::Mark])
+}
+
+fn extent() -> impl Strategy<Value = usize> {
+    prop_oneof![8 => 0..50_usize, 1 => 0..20_000_usize]
+}
+
+fn names_op() -> impl Strategy<Value = Op> {
+    let kind = prop::sample::select(vec![RenameKind::Plain, RenameKind::NoReplace, RenameKind::Exchange]);
+    let kind = prop_oneof![2 => Just(RenameKind::Plain), 1 => kind];
+    let place = prop_oneof![free_place(), taken_place()];
+    prop_oneof![
+        3 => (free_place(), mode()).prop_map(|(at, mode)| Op::Create { at, mode }),
+        3 => (free_place(), mode()).prop_map(|(at, mode)| Op::Mkdir { at, mode }),
+        1 => free_place().prop_map(|at| Op::Fifo { at }),
+        1 => (free_place(), any::<u8>()).prop_map(|(at, target)| Op::Symlink { at, target }),
+        3 => (subject(), free_place()).prop_map(|(of, at)| Op::Link { of, at }),
+        4 => taken_place().prop_map(|at| Op::Unlink { at }),
+        3 => taken_place().prop_map(|at| Op::Rmdir { at }),
+        8 => (taken_place(), place, kind).prop_map(|(from, to, kind)| Op::Rename { from, to, kind }),
+    ]
+}
+
+fn content_op() -> impl Strategy<Value = Op> {
+    let flags = prop::sample::select(vec![0, nix::libc::XATTR_CREATE, nix::libc::XATTR_REPLACE]);
+    let flags = prop_oneof![3 => Just(0), 1 => flags];
+    prop_oneof![
+        3 => (subject(), extent(), 1..50_usize).prop_map(|(to, offset, length)| Op::Write { to, offset, length }),
+        2 => (subject(), extent()).prop_map(|(of, size)| Op::Resize { of, size }),
+        1 => (subject(), extent(), 1..100_usize).prop_map(|(of, offset, length)| Op::Punch { of, offset, length }),
+        1 => (subject(), subject(), extent(), 1..100_usize)
+            .prop_map(|(from, to, offset, length)| Op::CopyRange { from, to, offset, length }),
+        2 => (subject(), mode()).prop_map(|(of, mode)| Op::Chmod { of, mode }),
+        1 => (subject(), owner(), owner()).prop_map(|(of, uid, gid)| Op::Chown { of, uid, gid }),
+        2 => (subject(), seconds()).prop_map(|(of, sec)| Op::Times { of, sec }),
+        2 => (subject(), xattr(), any::<u8>(), flags)
+            .prop_map(|(of, name, value, flags)| Op::SetXattr { of, name, value, flags }),
+        1 => (subject(), xattr()).prop_map(|(of, name)| Op::RemoveXattr { of, name }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        10 => names_op(),
+        7 => content_op(),
+        2 => subject().prop_map(|of| Op::Hold { of }),
+        1 => (0..8_usize).prop_map(|which| Op::Release { which }),
+        1 => Just(Op::Remount),
+    ]
+}

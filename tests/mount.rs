@@ -1,0 +1,33 @@
+//! The union through a real mount: what it shows, what changes do to it, and what lasts.
+
+mod common;
+#[path = "mount/copy_up.rs"]
+mod copy_up;
+#[path = "mount/deep.rs"]
+mod deep;
+#[path = "mount/identity.rs"]
+mod identity;
+#[path = "mount/interop.rs"]
+mod interop;
+#[path = "mount/life.rs"]
+mod life;
+#[path = "mount/open_files.rs"]
+mod open_files;
+#[path = "mount/rename.rs"]
+mod rename;
+#[path = "mount/view.rs"]
+mod view;
+
+fn main() {
+    let lists = [
+        view::tests(),
+        copy_up::tests(),
+        rename::tests(),
+        identity::tests(),
+        open_files::tests(),
+        deep::tests(),
+        interop::tests(),
+        life::tests(),
+    ];
+    common::main(lists.into_iter().flatten().collect());
+}

@@ -1,0 +1,27 @@
+//! Tests of the merged namespace in this process, without a mount.
+//!
+//! The layers are made in `LAYERFS_TEST_DIR`, else in memory. What needs the superuser's rights is left out, with a
+//! word on standard error, when the tests run without them.
+
+mod union {
+    pub mod fixture;
+
+    mod attributes;
+    mod concurrency;
+    mod copy_up;
+    mod create;
+    mod file;
+    mod hard_links;
+    mod identity;
+    mod lookup;
+    mod marks;
+    mod memory;
+    mod on_disk;
+    mod read_only;
+    mod readdir;
+    mod remove;
+    mod rename;
+    mod setup;
+    mod unlinked;
+    mod xattr;
+}

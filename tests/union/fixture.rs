@@ -1,0 +1,502 @@
+//! Layers in a temporary directory, and a view of their union by path.
+#![allow(dead_code, reason = "every test program and bench uses its own part of it")]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::ops::Deref;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use layerfs::error::{Errno, Result};
+use layerfs::layer::StackSpec;
+use layerfs::name::Name;
+use layerfs::sys::xattr::{self, Target};
+use layerfs::union::{Attr, Caller, Options, RenameFlags, SetAttr, SetTime, Stats, Time, Union};
+use nix::fcntl::OFlag;
+use tempfile::TempDir;
+
+/// `rename` as `rename(2)` has it.
+pub const PLAIN: RenameFlags = RenameFlags { noreplace: false, exchange: false, whiteout: false };
+/// `RENAME_NOREPLACE`.
+pub const NOREPLACE: RenameFlags = RenameFlags { noreplace: true, exchange: false, whiteout: false };
+/// `RENAME_EXCHANGE`.
+pub const EXCHANGE: RenameFlags = RenameFlags { noreplace: false, exchange: true, whiteout: false };
+/// `RENAME_WHITEOUT`.
+pub const WHITEOUT: RenameFlags = RenameFlags { noreplace: false, exchange: false, whiteout: true };
+
+/// Where tests make their layers: `LAYERFS_TEST_DIR`, else memory, else the system's temporary directory.
+pub fn base_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("LAYERFS_TEST_DIR") {
+        return dir.into();
+    }
+    let memory = PathBuf::from("/dev/shm");
+    if takes_xattr(&memory, "user.layerfs-test") { memory } else { std::env::temp_dir() }
+}
+
+/// Whether the tests run with the rights to set `trusted.*` marks.
+pub fn privileged() -> bool {
+    static PRIVILEGED: OnceLock<bool> = OnceLock::new();
+    *PRIVILEGED.get_or_init(|| {
+        nix::unistd::geteuid().is_root() && takes_xattr(&base_dir(), "trusted.layerfs-test")
+    })
+}
+
+fn takes_xattr(dir: &Path, name: &str) -> bool {
+    tempfile::tempdir_in(dir).is_ok_and(|probe| set_xattr(probe.path(), name, b"y").is_ok())
+}
+
+/// The namespace that the marks of these tests are in.
+pub fn mark(name: &str) -> String {
+    let namespace = if privileged() { "trusted" } else { "user" };
+    format!("{namespace}.overlay.{name}")
+}
+
+fn object(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
+}
+
+/// Sets an extended attribute of `path` itself, never of what a symlink names.
+pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
+    xattr::set(Target::Fd(object(path)?.as_fd()), &xname(name), value, 0)
+}
+
+/// An extended attribute of `path` itself, `None` if there is none.
+pub fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    xattr::get(Target::Fd(object(path).unwrap().as_fd()), &xname(name)).ok()
+}
+
+/// Every extended attribute of `path` itself.
+pub fn all_xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let list = xattr::list(Target::Fd(object(path).unwrap().as_fd())).unwrap();
+    let names = xattr_names(&list).into_iter();
+    names.map(|name| (name.clone(), get_xattr(path, &name).unwrap())).collect()
+}
+
+/// The attributes of `path` itself that could be marks.
+pub fn marks(path: &Path) -> Vec<String> {
+    let names = all_xattrs(path).into_keys();
+    names.filter(|name| name.starts_with("trusted.") || name.starts_with("user.")).collect()
+}
+
+/// Makes a character device 0:0, the kernel overlay's whiteout.
+pub fn make_whiteout(path: &Path) {
+    use nix::sys::stat::{Mode, SFlag, mknod};
+    mknod(path, SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
+}
+
+/// Whether a character device 0:0 is at `path`.
+pub fn is_whiteout(path: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    path.symlink_metadata().is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
+}
+
+/// Sets both times of `path` itself.
+pub fn set_times(path: &Path, sec: i64, nsec: i64) {
+    use nix::sys::stat::{UtimensatFlags, utimensat};
+    use nix::sys::time::TimeSpec;
+    let time = TimeSpec::new(sec, nsec);
+    utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
+}
+
+/// Sets the permission bits of `path`.
+pub fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// One object below a directory as it is on disk; the time of last access is left out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Inode number, type and permissions, links, owner, group, device, size.
+    pub stat: [u64; 7],
+    /// Times of change of the content and of the inode, with nanoseconds.
+    pub times: [i64; 4],
+    /// What a file holds, or where a symlink points.
+    pub content: Vec<u8>,
+    /// All extended attributes.
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+/// Everything below `dir` and `dir` itself, to compare with later.
+pub fn snapshot(dir: &Path) -> BTreeMap<PathBuf, OnDisk> {
+    let mut all = BTreeMap::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(path) = pending.pop() {
+        let object = on_disk(&path);
+        if path.symlink_metadata().unwrap().is_dir() {
+            pending.extend(path.read_dir().unwrap().map(|entry| entry.unwrap().path()));
+        }
+        all.insert(path, object);
+    }
+    all
+}
+
+fn on_disk(path: &Path) -> OnDisk {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::MetadataExt;
+    let meta = path.symlink_metadata().unwrap();
+    let content = if meta.is_file() {
+        std::fs::read(path).unwrap()
+    } else if meta.is_symlink() {
+        path.read_link().unwrap().into_os_string().into_vec()
+    } else {
+        Vec::new()
+    };
+    let (uid, gid) = (meta.uid().into(), meta.gid().into());
+    OnDisk {
+        stat: [meta.ino(), meta.mode().into(), meta.nlink(), uid, gid, meta.rdev(), meta.size()],
+        times: [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()],
+        content,
+        xattrs: all_xattrs(path),
+    }
+}
+
+/// Layer directories that vanish with this value.
+pub struct Layers {
+    dir: TempDir,
+    /// The lowers, the top one first.
+    pub lowers: Vec<PathBuf>,
+}
+
+impl Layers {
+    /// `count` empty lowers, an empty upper and work directory.
+    pub fn new(count: usize) -> Self {
+        let dir = tempfile::Builder::new().prefix("layerfs-").tempdir_in(base_dir()).unwrap();
+        set_mode(dir.path(), 0o755);
+        let lowers: Vec<_> = (0..count).map(|i| dir.path().join(format!("lower{i}"))).collect();
+        for layer in lowers.iter().map(PathBuf::as_path).chain([&*dir.path().join("upper"), &*dir.path().join("work")]) {
+            std::fs::create_dir(layer).unwrap();
+            set_mode(layer, 0o755);
+        }
+        Self { dir, lowers }
+    }
+
+    /// A path in the `index`-th lower, counted from the top; the directories above it are made.
+    pub fn lower(&self, index: usize, path: &str) -> PathBuf {
+        with_parents(&self.lowers[index], path)
+    }
+
+    /// A path in the upper directory; the directories above it are made.
+    pub fn upper(&self, path: &str) -> PathBuf {
+        with_parents(&self.dir.path().join("upper"), path)
+    }
+
+    /// A path in the work directory.
+    pub fn work(&self, path: &str) -> PathBuf {
+        self.dir.path().join("work").join(path)
+    }
+
+    /// A path beside the layers.
+    pub fn beside(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// Writes a file into the `index`-th lower.
+    pub fn file(&self, index: usize, path: &str, content: &str) -> PathBuf {
+        let file = self.lower(index, path);
+        std::fs::write(&file, content).unwrap();
+        set_mode(&file, 0o644);
+        file
+    }
+
+    /// Makes a directory in the `index`-th lower.
+    pub fn directory(&self, index: usize, path: &str) -> PathBuf {
+        let dir = self.lower(index, path);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// What a mount of these layers is asked for.
+    pub fn spec(&self) -> StackSpec {
+        StackSpec {
+            lowers: self.lowers.clone(),
+            upper: Some(self.upper("")),
+            work: Some(self.work("")),
+            userxattr: !privileged(),
+            trusted_lowers: false,
+        }
+    }
+
+    /// The writable union of the layers.
+    pub fn open(&self) -> View {
+        self.open_with(Options::default())
+    }
+
+    /// The writable union of the layers, with options.
+    pub fn open_with(&self, options: Options) -> View {
+        View { union: Union::open(&self.spec(), options).unwrap() }
+    }
+
+    /// The union of the lowers alone.
+    pub fn open_read_only(&self) -> View {
+        let spec = StackSpec { upper: None, work: None, ..self.spec() };
+        View { union: Union::open(&spec, Options::default()).unwrap() }
+    }
+
+    /// What is left of staged changes: everything in `W/work` but the kernel's `incompat`.
+    pub fn staged(&self) -> Vec<String> {
+        let Ok(entries) = self.work("work").read_dir() else { return Vec::new() };
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != "incompat").collect()
+    }
+}
+
+fn with_parents(layer: &Path, path: &str) -> PathBuf {
+    let full = layer.join(path);
+    if let Some(parent) = full.parent() {
+        std::fs::create_dir_all(parent).unwrap();
+    }
+    full
+}
+
+/// Who makes the calls of these tests.
+pub fn me() -> Caller {
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    Caller { uid, gid, pid: std::process::id(), umask: 0o022 }
+}
+
+/// A valid name.
+pub fn name(name: &str) -> Name {
+    Name::new(name.as_bytes()).unwrap()
+}
+
+/// An extended attribute's name.
+pub fn xname(name: &str) -> CString {
+    CString::new(name).unwrap()
+}
+
+/// A union, with its operations by path.
+pub struct View {
+    /// The union itself.
+    pub union: Union,
+}
+
+impl View {
+    /// Looks `path` up, component by component, and keeps all of them looked up.
+    pub fn hold(&self, path: &str) -> Result<Held<'_>> {
+        let mut held = Held { union: &self.union, counted: Vec::new(), attr: self.union.getattr(Union::ROOT)? };
+        for component in path.split('/').filter(|component| !component.is_empty()) {
+            held.attr = self.union.lookup(held.attr.ino, &name(component))?;
+            held.counted.push(held.attr.ino);
+        }
+        Ok(held)
+    }
+
+    /// Holds the directory of `path` and splits its last name off.
+    pub fn parent(&self, path: &str) -> Result<(Held<'_>, Name)> {
+        let (dir, last) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.hold(dir)?, name(last)))
+    }
+
+    /// The attributes of `path`.
+    pub fn stat(&self, path: &str) -> Result<Attr> {
+        Ok(self.hold(path)?.attr)
+    }
+
+    /// Whether `path` is there; panics on any error but `ENOENT`.
+    pub fn exists(&self, path: &str) -> bool {
+        match self.hold(path) {
+            Ok(_) => true,
+            Err(Errno::ENOENT) => false,
+            Err(other) => panic!("{path}: {other}"),
+        }
+    }
+
+    /// The whole content of a file.
+    pub fn read(&self, path: &str) -> Result<Vec<u8>> {
+        read_all(&self.union, self.hold(path)?.ino)
+    }
+
+    /// The content of a file, as text.
+    pub fn text(&self, path: &str) -> String {
+        String::from_utf8(self.read(path).unwrap()).unwrap()
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub fn write(&self, path: &str, offset: u64, data: &[u8]) -> Result<()> {
+        write_all(&self.union, self.hold(path)?.ino, offset, data)
+    }
+
+    fn made(&self, attr: Result<Attr>) -> Result<Attr> {
+        let attr = attr?;
+        self.union.forget(attr.ino, 1);
+        Ok(attr)
+    }
+
+    /// Creates an empty file.
+    pub fn create(&self, path: &str, mode: u32) -> Result<Attr> {
+        let (dir, name) = self.parent(path)?;
+        self.made(self.union.create(&me(), dir.ino, &name, mode))
+    }
+
+    /// Creates a file with a content.
+    pub fn put(&self, path: &str, content: &str) {
+        self.create(path, 0o644).unwrap();
+        self.write(path, 0, content.as_bytes()).unwrap();
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, path: &str, mode: u32) -> Result<Attr> {
+        let (dir, name) = self.parent(path)?;
+        self.made(self.union.mkdir(&me(), dir.ino, &name, mode))
+    }
+
+    /// Makes a fifo, socket or device.
+    pub fn mknod(&self, path: &str, mode: u32, rdev: u64) -> Result<Attr> {
+        let (dir, name) = self.parent(path)?;
+        self.made(self.union.mknod(&me(), dir.ino, &name, mode, rdev))
+    }
+
+    /// Makes a symlink.
+    pub fn symlink(&self, path: &str, target: &str) -> Result<Attr> {
+        let (dir, name) = self.parent(path)?;
+        self.made(self.union.symlink(&me(), dir.ino, &name, target.as_bytes()))
+    }
+
+    /// Makes `new` another name of `old`.
+    pub fn link(&self, old: &str, new: &str) -> Result<Attr> {
+        let object = self.hold(old)?;
+        let (dir, name) = self.parent(new)?;
+        self.made(self.union.link(object.ino, dir.ino, &name))
+    }
+
+    /// Removes a file.
+    pub fn unlink(&self, path: &str) -> Result<()> {
+        let (dir, name) = self.parent(path)?;
+        self.union.unlink(dir.ino, &name)
+    }
+
+    /// Removes a directory.
+    pub fn rmdir(&self, path: &str) -> Result<()> {
+        let (dir, name) = self.parent(path)?;
+        self.union.rmdir(dir.ino, &name)
+    }
+
+    /// Renames.
+    pub fn rename(&self, old: &str, new: &str, flags: RenameFlags) -> Result<()> {
+        let (old_dir, old_name) = self.parent(old)?;
+        let (new_dir, new_name) = self.parent(new)?;
+        self.union.rename(old_dir.ino, &old_name, new_dir.ino, &new_name, flags)
+    }
+
+    /// Changes attributes.
+    pub fn set(&self, path: &str, change: SetAttr) -> Result<Attr> {
+        self.union.setattr(&me(), self.hold(path)?.ino, &change)
+    }
+
+    /// Changes permission bits.
+    pub fn chmod(&self, path: &str, mode: u32) -> Result<Attr> {
+        self.set(path, SetAttr { mode: Some(mode), ..SetAttr::default() })
+    }
+
+    /// Changes a file's size.
+    pub fn truncate(&self, path: &str, size: u64) -> Result<Attr> {
+        self.set(path, SetAttr { size: Some(size), ..SetAttr::default() })
+    }
+
+    /// Changes both times.
+    pub fn touch(&self, path: &str, sec: i64, nsec: u32) -> Result<Attr> {
+        let at = || Some(SetTime::At(Time { sec, nsec }));
+        self.set(path, SetAttr { atime: at(), mtime: at(), ..SetAttr::default() })
+    }
+
+    /// An extended attribute.
+    pub fn get_xattr(&self, path: &str, attribute: &str) -> Result<Vec<u8>> {
+        self.union.getxattr(self.hold(path)?.ino, &xname(attribute))
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(&self, path: &str, attribute: &str, value: &[u8]) -> Result<()> {
+        self.union.setxattr(&me(), self.hold(path)?.ino, &xname(attribute), value, 0)
+    }
+
+    /// The names of all extended attributes, sorted.
+    pub fn xattrs(&self, path: &str) -> Result<Vec<String>> {
+        Ok(xattr_names(&self.union.listxattr(self.hold(path)?.ino)?))
+    }
+
+    /// The names in a directory without `.` and `..`, sorted.
+    pub fn names(&self, path: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.union.readdir(self.hold(path)?.ino, 0, &mut |entry| {
+            if entry.name != b"." && entry.name != b".." {
+                names.push(String::from_utf8_lossy(entry.name).into_owned());
+            }
+            true
+        })?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// The union's counters.
+    pub fn stats(&self) -> Stats {
+        self.union.stats()
+    }
+
+    /// Ends the union cleanly.
+    pub fn close(self) {
+        self.union.close().unwrap();
+    }
+}
+
+/// Splits a list of extended attributes' names.
+pub fn xattr_names(list: &[u8]) -> Vec<String> {
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let mut names: Vec<_> = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The whole content of a file, read in steps that the kernel could take.
+pub fn read_all(union: &Union, ino: u64) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match union.read(ino, content.len() as u64, &mut buffer)? {
+            0 => return Ok(content),
+            n => content.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+/// Writes all of `data` at `offset`.
+pub fn write_all(union: &Union, ino: u64, offset: u64, data: &[u8]) -> Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        done += union.write(ino, offset + done as u64, &data[done..])?;
+    }
+    Ok(())
+}
+
+/// An object that stays looked up, with the directories above it, until this is dropped.
+pub struct Held<'u> {
+    union: &'u Union,
+    counted: Vec<u64>,
+    /// What the lookup said.
+    pub attr: Attr,
+}
+
+impl Held<'_> {
+    /// Leaves the object itself looked up once, without the directories above it.
+    pub fn keep(mut self) -> u64 {
+        self.counted.pop();
+        self.attr.ino
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Attr;
+    fn deref(&self) -> &Attr {
+        &self.attr
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for ino in self.counted.iter().rev() {
+            self.union.forget(*ino, 1);
+        }
+    }
+}
