@@ -27,7 +27,7 @@ const EXAMPLES: &str = "Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Mount(mount::Args),
+    Mount(Box<mount::Args>),
     #[command(alias = "unmount")]
     Umount(umount::Args),
     Stats(stats::Args),

@@ -67,10 +67,7 @@ fn read_layers(mountpoint: &Path) -> anyhow::Result<Vec<LayerInfo>> {
 }
 
 fn open(mountpoint: &Path) -> anyhow::Result<File> {
-    File::open(mountpoint).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOTCONN) => anyhow!("the daemon of {} has died: unmount it (layerfs umount)", mountpoint.display()),
-        _ => anyhow!("{} can't be opened: {e}", mountpoint.display()),
-    })
+    File::open(mountpoint).map_err(|e| unreadable(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw), mountpoint))
 }
 
 fn read_attribute(root: &File, name: &str) -> Result<Vec<u8>, Errno> {
@@ -79,7 +76,10 @@ fn read_attribute(root: &File, name: &str) -> Result<Vec<u8>, Errno> {
 }
 
 fn unreadable(e: Errno, mountpoint: &Path) -> anyhow::Error {
-    anyhow!("the statistics of {} can't be read: {}", mountpoint.display(), e.desc())
+    match e {
+        Errno::ENOTCONN => anyhow!("the daemon of {} has died: unmount it (layerfs umount)", mountpoint.display()),
+        e => anyhow!("the statistics of {} can't be read: {}", mountpoint.display(), e.desc()),
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: &[u8], mountpoint: &Path) -> anyhow::Result<T> {

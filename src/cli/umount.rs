@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::stats::read_stats;
-use crate::sys::mount::{FILESYSTEM_TYPE, UnmountError, mounts, top_at, unmount};
+use crate::sys::mount::{DEV_FUSE, FILESYSTEM_TYPE, UnmountError, mounts, top_at, unmount};
 use crate::sys::process::Process;
 
 /// How long a daemon that has lost its mount is given to finish.
@@ -71,10 +71,9 @@ fn find(typed: &Path) -> anyhow::Result<PathBuf> {
 /// The daemon that serves a mount, as the mount itself tells; None if that can't be had: it is then not waited for.
 fn daemon_of(mountpoint: &Path) -> Option<(u32, Process)> {
     let pid = read_stats(mountpoint).ok()?.options.get("pid")?.parse().ok()?;
+    let process = Process::open(pid).ok()?;
     // In a container the number may be of another namespace, and mean another process here.
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    if !["layerfs", "overlayfs"].iter().any(|known| name.contains(known)) {
-        return None;
-    }
-    Some((pid, Process::open(pid).ok()?))
+    let mut descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let serves = descriptors.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file == Path::new(DEV_FUSE)));
+    serves.then_some((pid, process))
 }

@@ -100,7 +100,7 @@ fn written(reply: ReplyWrite, result: std::result::Result<usize, FuseErrno>) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.granted = negotiate(config, self.layers_change);
+        self.granted = negotiate(config, self.layers_change, self.union.is_writable());
         Ok(())
     }
 
@@ -251,17 +251,29 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        written(reply, call("write", || self.union.write(ino.0, offset, data)));
+        // Pages of the kernel's cache: their time is the kernel's to tell.
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let result = call("write", || {
+            if kill {
+                self.union.setattr(&convert::caller(req, 0), ino.0, &SetAttr::default())?;
+            }
+            match cached {
+                true => self.union.write_back(ino.0, offset, data),
+                false => self.union.write(ino.0, offset, data),
+            }
+        });
+        written(reply, result);
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -273,12 +285,21 @@ impl Filesystem for Adapter {
         empty(reply, call("fsync", || self.union.fsync(ino.0, datasync)));
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if self.granted.no_opendir {
-            reply.error(FuseErrno::ENOSYS);
-        } else {
-            reply.opened(NO_HANDLE, FopenFlags::empty());
+            return reply.error(FuseErrno::ENOSYS);
         }
+        match call("opendir", || self.union.opendir(ino.0)) {
+            Ok(true) if !self.layers_change => {
+                reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Ok(_) => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn releasedir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        empty(reply, call("releasedir", || self.union.releasedir(ino.0)));
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -299,7 +320,9 @@ impl Filesystem for Adapter {
             self.union.readdirplus(ino.0, offset, &mut |entry, attr| {
                 let Ok(attr) = convert::attr(attr) else { return false };
                 let name = OsStr::from_bytes(entry.name);
-                !reply.add(INodeNo(entry.ino), entry.next, name, &self.ttl, &attr, GENERATION)
+                // What can't be looked up is asked for again, and then fails.
+                let ttl = if entry.resolved { self.ttl } else { Duration::ZERO };
+                !reply.add(INodeNo(entry.ino), entry.next, name, &ttl, &attr, GENERATION)
             })
         });
         match result {

@@ -9,6 +9,8 @@ enum When {
     Always,
     /// Only when nobody but us changes the layers, so that the kernel may keep what it knows.
     LayersAreOurs,
+    /// Only when there is no upper either.
+    NothingChanges,
     /// Only when layers may change underneath.
     LayersChange,
 }
@@ -20,18 +22,19 @@ const WANTED: &[(InitFlags, When)] = &[
     // Requests of one file and lookups in one directory run side by side.
     (InitFlags::FUSE_ASYNC_DIO, When::Always),
     (InitFlags::FUSE_PARALLEL_DIROPS, When::Always),
-    // Directories come with the attributes of their entries, when the kernel sees them used.
+    // Directories come with the attributes of their entries. Not "auto": who reads a whole directory before the first
+    // stat (find, rm) would pay a round trip for each entry.
     (InitFlags::FUSE_DO_READDIRPLUS, When::Always),
-    (InitFlags::FUSE_READDIRPLUS_AUTO, When::Always),
     // Always: it also switches permission checks on for a mount that somebody else made.
     (InitFlags::FUSE_POSIX_ACL, When::Always),
     // A default ACL replaces the umask, so the umask is ours to apply.
     (InitFlags::FUSE_DONT_MASK, When::Always),
     // No GETXATTR before each write; we clear set-id bits and capabilities.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, When::Always),
-    // No OPEN, RELEASE, OPENDIR, RELEASEDIR: there are no handles, and pages and listings are kept.
+    // No OPEN, RELEASE: there are no handles, and pages are kept.
     (InitFlags::FUSE_NO_OPEN_SUPPORT, When::LayersAreOurs),
-    (InitFlags::FUSE_NO_OPENDIR_SUPPORT, When::LayersAreOurs),
+    // No OPENDIR, RELEASEDIR where no directory ever changes; elsewhere see `Union::opendir`.
+    (InitFlags::FUSE_NO_OPENDIR_SUPPORT, When::NothingChanges),
     (InitFlags::FUSE_CACHE_SYMLINKS, When::LayersAreOurs),
     // Small writes are gathered in the page cache.
     (InitFlags::FUSE_WRITEBACK_CACHE, When::LayersAreOurs),
@@ -54,16 +57,22 @@ pub(super) struct Granted {
 }
 
 /// Asks for everything that this mount wants and this kernel has.
-pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool) -> Granted {
+pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool, writable: bool) -> Granted {
+    let mut granted = InitFlags::empty();
     for (capability, when) in WANTED {
         let wanted = match when {
             When::Always => true,
             When::LayersAreOurs => !layers_change,
+            When::NothingChanges => !layers_change && !writable,
             When::LayersChange => layers_change,
         };
         // All or nothing a call: one by one, what an old kernel lacks costs only itself.
-        if wanted && config.add_capabilities(*capability).is_err() {
-            log::info!("this kernel lacks {capability:?}");
+        if !wanted {
+            continue;
+        }
+        match config.add_capabilities(*capability) {
+            Ok(()) => granted |= *capability,
+            Err(_) => log::info!("this kernel lacks {capability:?}"),
         }
     }
     if let Err(most) = config.set_max_write(MAX_WRITE) {
@@ -72,6 +81,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool) -> Grant
     if let Err(most) = config.set_max_background(MAX_BACKGROUND) {
         log::info!("at most {most} requests in the background");
     }
-    let has = |capability| !layers_change && config.capabilities().contains(capability);
-    Granted { no_open: has(InitFlags::FUSE_NO_OPEN_SUPPORT), no_opendir: has(InitFlags::FUSE_NO_OPENDIR_SUPPORT) }
+    Granted {
+        no_open: granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+        no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod busy;
 pub mod marks;
+pub mod object_marks;
 pub mod origin;
 pub mod preflight;
 pub mod private;

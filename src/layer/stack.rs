@@ -2,9 +2,9 @@
 
 use std::ffi::{CStr, CString};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::OFlag;
 use parking_lot::RwLock;
@@ -37,6 +37,8 @@ pub struct Layer {
     reach: Reach,
     /// The uuid of its filesystem, zero if unknown.
     uuid: [u8; 16],
+    /// A readable descriptor of the root, which opening by handle asks for; one layer of each filesystem has it.
+    handles: OnceLock<OwnedFd>,
 }
 
 /// The opened layers of a union.
@@ -53,18 +55,19 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Opens the layers, and makes the work directory when there is an upper one.
+    /// Opens the layers, and makes the work directory when there is an upper one. `volatile`: what is written may be lost
+    /// when the machine stops, and a sign on disk says so.
     ///
     /// # Errors
     /// Whatever is wrong with a directory, before anything on disk is changed.
-    pub fn open(spec: &StackSpec) -> std::result::Result<Self, SetupError> {
+    pub fn open(spec: &StackSpec, volatile: bool) -> std::result::Result<Self, SetupError> {
         preflight::check(spec)?;
         let privileged = sys::privilege::is_privileged();
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
         let mut layers = Vec::with_capacity(spec.lowers.len() + 1);
         let mut upper = None;
         if let (Some(dir), Some(work_path)) = (&spec.upper, &spec.work) {
-            let opened = work::open(dir, work_path)?;
+            let opened = work::open(dir, work_path, volatile)?;
             layers.push(Layer::new(LayerId::UPPER, dir, opened.upper, opened.reach)?);
             upper = Some(Upper::new(opened.work, namespace)?);
         }
@@ -254,8 +257,14 @@ impl Stack {
         Ok(none_if_absent(sys::xattr::list(Target::Fd(fd.as_fd())))?.unwrap_or_default())
     }
 
-    /// A mark of an object of upper.
-    pub fn upper_mark(&self, dir: &Arc<RealDir>, name: &Name, st: &Stat, mark: Mark) -> Result<Option<Vec<u8>>> {
+    /// The stored names of all xattrs of `name` in a directory.
+    pub(super) fn xattr_names_at(&self, dir: &Arc<RealDir>, name: &Name) -> Result<Vec<u8>> {
+        let fd = self.open_dir(dir)?;
+        Ok(none_if_absent(sys::xattr::list(Target::At(fd.as_fd(), name.as_cstr())))?.unwrap_or_default())
+    }
+
+    /// A mark of an object that is no directory.
+    pub fn file_mark(&self, dir: &Arc<RealDir>, name: &Name, st: &Stat, mark: Mark) -> Result<Option<Vec<u8>>> {
         let value = self.xattr_at(dir, name, self.namespace.name(mark))?;
         if value.is_some() || st.is_dir() || st.is_file() || self.namespace == Namespace::Trusted {
             return Ok(value);
@@ -292,7 +301,7 @@ impl Stack {
         Ok(self.origin(dir.layer, fd.as_fd(), c""))
     }
 
-    fn origin(&self, layer: LayerId, dir: std::os::fd::BorrowedFd<'_>, name: &CStr) -> Option<Origin> {
+    fn origin(&self, layer: LayerId, dir: BorrowedFd<'_>, name: &CStr) -> Option<Origin> {
         let handle = sys::handle::of(dir, name).ok()?;
         Some(Origin { uuid: self.layer(layer).ok()?.uuid, handle })
     }
@@ -309,7 +318,8 @@ impl Stack {
                 continue;
             }
             tried.push(layer.root.key.dev);
-            if let Ok(fd) = sys::handle::open(layer.root_fd.as_fd(), &origin.handle) {
+            let opened = layer.handle_fd().and_then(|fd| sys::handle::open(fd, &origin.handle));
+            if let Ok(fd) = opened {
                 return sys::file::stat(fd).ok();
             }
         }
@@ -333,6 +343,7 @@ impl Layer {
             root: RealDir::root(id, ObjKey::from(&st)),
             root_fd: Arc::new(root_fd),
             reach,
+            handles: OnceLock::new(),
         })
     }
 
@@ -346,6 +357,17 @@ impl Layer {
             log::debug!("{}: the layer's clone stays writable to us: {e}", path.display());
         }
         Self::new(id, path, tree, Reach::Beneath)
+    }
+
+    /// What open_by_handle_at takes for "this filesystem": an `O_PATH` descriptor won't do.
+    fn handle_fd(&self) -> Result<BorrowedFd<'_>> {
+        if self.handles.get().is_none() {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let fd = nix::fcntl::openat(&*self.root_fd, c".", flags, nix::sys::stat::Mode::empty())?;
+            // Whoever was first, both are the same.
+            self.handles.get_or_init(|| fd);
+        }
+        self.handles.get().map(AsFd::as_fd).ok_or(Errno::EBADF)
     }
 
     /// Name of the filesystem type, as far as statfs tells, and whether it can clone file data.

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::layer::marks::{Mark, OPAQUE_FORMS, Redirect, WHITEOUT_FORMS};
+use crate::layer::marks::{OPAQUE_FORMS, WHITEOUT_FORMS};
 use crate::layer::real::RealDir;
 use crate::layer::stack::Stack;
+use crate::layer::upper::UpperDir;
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
@@ -24,15 +25,6 @@ const SCAN_LIMIT: usize = 2000;
 /// Whether a status is that of a whiteout device.
 pub fn is_device_form(st: &Stat) -> bool {
     st.format() == libc::S_IFCHR && st.rdev == 0
-}
-
-/// The marks of a directory that lookups go by.
-#[derive(Debug, Default)]
-pub struct DirMarks {
-    /// Nothing below it shows through.
-    pub opaque: bool,
-    /// It merges with something else below than its own name.
-    pub redirect: Option<Redirect>,
 }
 
 impl Stack {
@@ -63,38 +55,14 @@ impl Stack {
         }
     }
 
-    /// Reads the marks of a directory.
-    ///
-    /// # Errors
-    /// `EIO`, and a line in the log, for a mark that makes no sense.
-    pub fn dir_marks(&self, dir: &Arc<RealDir>) -> Result<DirMarks> {
-        let names = self.dir_xattr_names(dir)?;
-        let mut marks = DirMarks::default();
-        for name in names.split(|b| *b == 0) {
-            if let Some(form) = OPAQUE_FORMS.iter().find(|f| f.to_bytes() == name) {
-                let value = self.dir_xattr(dir, form)?.unwrap_or_default();
-                marks.opaque |= value == b"y";
-            } else if name == self.namespace().name(Mark::Redirect).to_bytes() && self.trusts(dir.layer) {
-                let value = self.dir_xattr(dir, self.namespace().name(Mark::Redirect))?.unwrap_or_default();
-                marks.redirect = Some(Redirect::parse(&value).inspect_err(|_| {
-                    log::error!(
-                        "bad redirect mark \"{}\" on {:?} in layer {}",
-                        value.escape_ascii(),
-                        dir.path(),
-                        dir.layer.0
-                    );
-                })?);
-            }
-        }
-        if !marks.opaque && self.may_have_dot_whiteouts(dir)? {
-            marks.opaque = self.stat_at(dir, &Name::new(DOT_OPAQUE)?)?.is_some();
-        }
-        Ok(marks)
-    }
-
     /// Remembers, from a full listing of a directory, whether it holds `.wh.` entries.
     pub fn note_dot_whiteouts(&self, dir: &Arc<RealDir>, seen: bool) {
         dir.dot_whiteouts.set(seen);
+    }
+
+    /// Remembers that a directory holds no whiteouts in xattr form any more.
+    pub fn note_no_xattr_whiteouts(&self, dir: &UpperDir) {
+        dir.xattr_whiteouts.set(false);
     }
 
     /// Whether a directory is marked as holding whiteouts in xattr form (`opaque` is "x").
@@ -111,7 +79,7 @@ impl Stack {
     }
 
     /// Looks through a small directory once; a large one is asked for each name.
-    fn may_have_dot_whiteouts(&self, dir: &Arc<RealDir>) -> Result<bool> {
+    pub(super) fn may_have_dot_whiteouts(&self, dir: &Arc<RealDir>) -> Result<bool> {
         if let Some(known) = dir.dot_whiteouts.get() {
             return Ok(known);
         }

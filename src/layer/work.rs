@@ -3,6 +3,8 @@
 //! - `W/layerfs/`: everything of ours. `lock` (the live daemon), `stage/` (objects in the making), `parked/` (unlinked files
 //!   still in use), `marks` (marks that an object can't carry).
 //! - `W/work/incompat/layerfs`: while changes may be unfinished, so that a kernel overlay refuses the work directory.
+//! - `W/work/incompat/volatile/dirty`: what was written may not be on disk; holds the boot id. It outlives the mount, as the
+//!   kernel's does: while the machine runs nothing is lost, and after that the layer is refused.
 
 use std::fs;
 use std::io;
@@ -35,6 +37,7 @@ pub struct WorkDir {
     /// `W/layerfs`.
     pub private: OwnedFd,
     lock: BusyLock,
+    volatile: bool,
     begun: AtomicBool,
 }
 
@@ -50,7 +53,8 @@ pub struct Opened {
 }
 
 /// Opens upper and its work directory, makes what is missing in the latter, and takes the lock on it.
-pub fn open(upper: &Path, work: &Path) -> std::result::Result<Opened, SetupError> {
+pub fn open(upper: &Path, work: &Path, volatile: bool) -> std::result::Result<Opened, SetupError> {
+    check_volatile(work)?;
     make_dir(work)?;
     let failed =
         |e: Errno| SetupError::new(format!("can't prepare the work directory ({e})"), work, "check its owner and mode");
@@ -59,7 +63,7 @@ pub fn open(upper: &Path, work: &Path) -> std::result::Result<Opened, SetupError
     let lock = busy::acquire(private.as_fd(), upper, BUSY_WAIT)?;
     let stage = open_sub(private.as_fd(), "stage").map_err(failed)?;
     let parked = open_sub(private.as_fd(), "parked").map_err(failed)?;
-    let work = WorkDir { root, stage, parked, private, lock, begun: AtomicBool::new(false) };
+    let work = WorkDir { root, stage, parked, private, lock, volatile, begun: AtomicBool::new(false) };
     for dir in [&work.stage, &work.parked] {
         sweep(dir.as_fd()).map_err(failed)?;
     }
@@ -104,6 +108,12 @@ impl WorkDir {
         let work = open_sub(self.root.as_fd(), "work")?;
         let incompat = open_sub(work.as_fd(), "incompat")?;
         open_sub(incompat.as_fd(), "layerfs")?;
+        if self.volatile {
+            let dir = open_sub(incompat.as_fd(), "volatile")?;
+            let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let dirty = nix::fcntl::openat(&dir, c"dirty", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            nix::unistd::write(dirty, sys::boot::id().as_bytes())?;
+        }
         for dir in [&incompat, &work, &self.root] {
             let readable = nix::fcntl::openat(dir, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
             nix::unistd::fsync(readable)?;
@@ -137,6 +147,19 @@ impl WorkDir {
 
 fn remove_dir(at: BorrowedFd<'_>, path: &str) -> Result<()> {
     nix::unistd::unlinkat(at, path, UnlinkatFlags::RemoveDir)
+}
+
+/// Refuses what a volatile mount left behind when the machine stopped since: nobody knows what of it reached the disk.
+fn check_volatile(work: &Path) -> std::result::Result<(), SetupError> {
+    let dirty = work.join("work/incompat/volatile/dirty");
+    match fs::read_to_string(&dirty) {
+        Ok(boot) if boot == sys::boot::id() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => Ok(()),
+        _ => {
+            let what = "the upper layer was written by a volatile mount, and the machine has stopped since";
+            Err(SetupError::new(what, &dirty, "throw the layer away, or remove this file to use what there is of it"))
+        }
+    }
 }
 
 /// Makes the work directory, for its owner alone.

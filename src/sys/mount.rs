@@ -26,7 +26,7 @@ pub const FILESYSTEM_TYPE: &CStr = c"fuse.layerfs";
 /// The part of it that is ours.
 const SUBTYPE: &CStr = c"layerfs";
 /// The device that a FUSE filesystem is served through.
-const DEV_FUSE: &str = "/dev/fuse";
+pub const DEV_FUSE: &str = "/dev/fuse";
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
@@ -241,9 +241,7 @@ fn mount_context(context: &OwnedFd, device: &OwnedFd, target: &Target, options: 
     }
     let null = std::ptr::null::<libc::c_char>();
     // SAFETY: this command takes neither key nor value.
-    check(unsafe {
-        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0)
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0) })?;
     let attributes = ATTRIBUTES
         .iter()
         .filter(|(flag, _)| options.flags.contains(*flag))

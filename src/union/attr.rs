@@ -262,7 +262,11 @@ impl Union {
                 if change.size.is_some() && inode.kind != FileKind::Regular {
                     return Err(Errno::EINVAL);
                 }
-                let copy = if change.size == Some(0) { CopyUp::WithoutData } else { CopyUp::Whole };
+                let copy = match change.size {
+                    Some(0) => CopyUp::WithoutData,
+                    Some(_) => CopyUp::Whole,
+                    None => CopyUp::Metadata,
+                };
                 self.ensure_upper(&inode, copy)?;
                 self.set_file_attr(upper, caller, &inode, change)?;
             }
@@ -280,6 +284,10 @@ impl Union {
         }
         if *change == SetAttr::default() {
             return self.drop_privileges(upper, &self.upper_object(inode)?);
+        }
+        if let (Some(time), Node::Other(file)) = (change.mtime, &inode.node) {
+            let time = if let SetTime::At(time) = time { Some(time) } else { None };
+            file.write().rare_mut().kernel_mtime = time;
         }
         let rest = SetAttr { size: None, ..*change };
         if rest == SetAttr::default() {

@@ -37,9 +37,10 @@ pub(super) struct LookupCache {
 impl LookupCache {
     /// A cache for `capacity` names; 0 turns it off.
     pub(super) fn new(capacity: usize) -> Self {
-        let shard = NonZeroUsize::new(capacity.div_ceil(SHARDS));
+        let shards = capacity.min(SHARDS);
+        let shard = capacity.checked_div(shards).and_then(NonZeroUsize::new);
         Self {
-            shards: shard.map_or_else(Vec::new, |n| (0..SHARDS).map(|_| Mutex::new(LruCache::new(n))).collect()),
+            shards: shard.map_or_else(Vec::new, |n| (0..shards).map(|_| Mutex::new(LruCache::new(n))).collect()),
             hasher: RandomState::new(),
             capacity,
             hits: AtomicU64::new(0),
@@ -48,7 +49,8 @@ impl LookupCache {
     }
 
     fn shard(&self, key: &Key) -> Option<&Mutex<LruCache<Key, Known>>> {
-        self.shards.get(self.hasher.hash_one(key) as usize % SHARDS)
+        let at = (self.hasher.hash_one(key) as usize).checked_rem(self.shards.len())?;
+        self.shards.get(at)
     }
 
     pub(super) fn get(&self, dir: u64, name: &Name) -> Option<Known> {

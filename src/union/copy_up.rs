@@ -24,6 +24,8 @@ use crate::union::{FileKind, Union};
 pub(super) enum CopyUp {
     /// Metadata and data.
     Whole,
+    /// Metadata; where upper has the metadata already, its data may stay where it is.
+    Metadata,
     /// Metadata only, because the file is truncated to nothing next.
     WithoutData,
 }
@@ -132,7 +134,11 @@ impl Union {
                 self.copy_up_file(inode, copy)?;
             }
         }
-        if file.read().links.iter().any(|l| l.uncovered) { self.cover_links(inode) } else { Ok(()) }
+        if copy != CopyUp::Metadata && file.read().data().is_some() {
+            self.complete(inode, copy)?;
+        }
+        let uncovered = file.read().links.as_slice().iter().any(|l| l.uncovered);
+        if uncovered { self.cover_links(inode) } else { Ok(()) }
     }
 
     /// Copies a lower object up. Nothing but the inode's own lock is held while its data is copied.
@@ -143,7 +149,7 @@ impl Union {
         let (staged, stat) = self.stage_copy(inode, &dir, &name, lower_key, copy)?;
         let mut staged = Some(staged);
         loop {
-            let link = file.read().links.first().cloned();
+            let link = file.read().links.as_slice().first().cloned();
             let Some(link) = link else {
                 // Unlinked, but still open somewhere: its copy needs no name.
                 let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?)?;
@@ -168,6 +174,31 @@ impl Union {
         }
     }
 
+    /// Brings up the data of a file whose metadata is in upper already, in place: the mark goes when the data is durable.
+    fn complete(&self, inode: &Arc<Inode>, copy: CopyUp) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let _one = inode.copy_up.lock();
+        let Some(data) = file.read().data().cloned() else { return Ok(()) };
+        let upper = self.stack.upper()?;
+        let object = self.open_for_writing(inode)?;
+        let before = sys::file::stat(&object)?;
+        if copy != CopyUp::WithoutData {
+            let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+            let stat = sys::file::stat(&lower)?;
+            let kind = upper.fill_data(lower.as_fd(), &stat, &object)?;
+            self.counters.copied_bytes(kind, stat.size);
+            upper.set_times(&object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
+            if !self.options.volatile {
+                nix::unistd::fsync(&object)?;
+            }
+        }
+        upper.remove_mark(&object, Mark::Metacopy)?;
+        self.counters.copied_up(CopyUpKind::Completed);
+        file.write().rare_mut().data = None;
+        self.files.put(inode.id, ObjKey::from(&before), OpenFile::Write(object));
+        Ok(())
+    }
+
     /// From now on the inode is its copy; other names that are known still are the lower's.
     fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: ObjKey, lower_stat: &Stat) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
@@ -177,8 +208,8 @@ impl Union {
             let mut file = file.write();
             file.layer = LayerId::UPPER;
             file.key = key;
-            file.lower_key = Some(lower);
-            for link in file.links.iter_mut().skip(1) {
+            file.rare_mut().lower_key = Some(lower);
+            for link in file.links.as_mut_slice().iter_mut().skip(1) {
                 link.uncovered = true;
             }
             if lower_stat.nlink == 1 {
@@ -212,7 +243,7 @@ impl Union {
             }
             _ => upper.stage_node(stat.mode, stat.rdev)?,
         };
-        if inode.kind == FileKind::Regular && copy == CopyUp::Whole && stat.size > 0 {
+        if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 {
             let flags = OFlag::O_RDONLY | OFlag::O_NOATIME;
             let data = self.stack.open_at(dir, name, key, flags)?;
             let kind = upper.copy_data(data.as_fd(), &stat, &staged)?;
@@ -230,8 +261,8 @@ impl Union {
             upper.sync_staged(&staged)?;
         }
         self.counters.copied_up(match (inode.kind, copy) {
-            (FileKind::Regular, CopyUp::Whole) => CopyUpKind::Data,
             (FileKind::Regular, CopyUp::WithoutData) => CopyUpKind::Truncated,
+            (FileKind::Regular, _) => CopyUpKind::Data,
             (FileKind::Symlink, _) => CopyUpKind::Symlink,
             _ => CopyUpKind::Special,
         });

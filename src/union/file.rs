@@ -7,8 +7,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
 use crate::error::{Errno, Result};
+use crate::layer::ObjKey;
 use crate::layer::upper::UpperObject;
 use crate::sys;
+use crate::sys::file::TimeChange;
 use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
@@ -45,11 +47,33 @@ impl Union {
     pub fn write(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
         self.counters.count(Op::Write);
         let inode = self.regular(ino)?;
-        let upper = self.stack.upper()?;
         let file = self.writable_file(&inode)?;
+        self.write_all(&file, offset, data)
+    }
+
+    /// As [`Union::write`], for pages of the kernel's cache, whose time of modification the kernel keeps. It may tell that
+    /// time before the pages come: then they must not change it.
+    ///
+    /// # Errors
+    /// As write.
+    pub fn write_back(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        self.counters.count(Op::Write);
+        let inode = self.regular(ino)?;
+        let file = self.writable_file(&inode)?;
+        let written = self.write_all(&file, offset, data)?;
+        let Node::Other(state) = &inode.node else { return Err(Errno::EISDIR) };
+        let told = state.read().rare().and_then(|rare| rare.kernel_mtime);
+        if let Some(time) = told {
+            self.stack.upper()?.set_times(&file, TimeChange::Omit, TimeChange::At(time.sec, time.nsec))?;
+        }
+        Ok(written)
+    }
+
+    fn write_all(&self, file: &UpperObject, offset: u64, data: &[u8]) -> Result<usize> {
+        let upper = self.stack.upper()?;
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            match upper.write(&file, rest, offset + done as u64) {
+            match upper.write(file, rest, offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
@@ -71,7 +95,11 @@ impl Union {
         if self.options.volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
             return Ok(());
         }
-        let file = self.readable_file(&inode)?;
+        // A metadata copy's data is the lower's: what is to be synced is the copy.
+        let file = match file.read().data().is_some() {
+            true => OpenFile::Write(self.upper_object(&inode)?.reopen(OFlag::O_RDONLY)?),
+            false => self.readable_file(&inode)?,
+        };
         if datasync { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) }
     }
 
@@ -176,12 +204,12 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         // A copy-up in between makes another object of it: then the next round opens that.
         for _ in 0..16 {
-            let key = file.read().key;
+            let key = file.read().data_key();
             if let Some(open) = self.files.get(inode.id, key) {
                 return Ok(open);
             }
             match self.open_for_reading(inode, key) {
-                Err(Errno::ESTALE | Errno::ENOENT) if file.read().key != key => {}
+                Err(Errno::ESTALE | Errno::ENOENT) if file.read().data_key() != key => {}
                 opened => {
                     let opened = opened?;
                     self.files.put(inode.id, key, opened.clone());
@@ -192,7 +220,13 @@ impl Union {
         Err(Errno::ESTALE)
     }
 
-    fn open_for_reading(&self, inode: &Inode, key: crate::layer::ObjKey) -> Result<OpenFile> {
+    fn open_for_reading(&self, inode: &Inode, key: ObjKey) -> Result<OpenFile> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let lower_data = file.read().data().cloned();
+        if let Some(data) = lower_data {
+            let fd = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+            return Ok(OpenFile::Read(Arc::new(fd)));
+        }
         if let Some(object) = self.pinned_object(inode)? {
             return object.reopen(OFlag::O_RDONLY).map(|object| OpenFile::Read(object.into_fd()));
         }
@@ -218,15 +252,20 @@ impl Union {
         if let Some(object) = self.files.upper_object(inode.id, key) {
             return Ok(object);
         }
-        let object = match self.pinned_object(inode)? {
-            Some(object) => object.reopen(OFlag::O_RDWR)?,
-            None => {
-                let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-                let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
-                self.stack.open_upper_object(&dir, &name, key, OFlag::O_RDWR)?
-            }
-        };
+        let object = self.open_for_writing(inode)?;
         self.files.put(inode.id, key, OpenFile::Write(object.clone()));
         Ok(object)
+    }
+
+    /// Opens the file of upper behind an inode that was copied up.
+    pub(super) fn open_for_writing(&self, inode: &Inode) -> Result<UpperObject> {
+        if let Some(object) = self.pinned_object(inode)? {
+            return object.reopen(OFlag::O_RDWR);
+        }
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let key = file.read().key;
+        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
+        let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
+        self.stack.open_upper_object(&dir, &name, key, OFlag::O_RDWR)
     }
 }

@@ -53,13 +53,23 @@ impl HardLinks {
 }
 
 impl Union {
+    /// Whether a copied-up inode has names, known or not, that are still the lower's.
+    pub(super) fn has_uncovered_names(&self, inode: &Inode) -> bool {
+        let Node::Other(file) = &inode.node else { return false };
+        let lower = {
+            let file = file.read();
+            file.lower_key().filter(|_| file.hard_linked)
+        };
+        lower.and_then(|lower| self.hard_links.uncovered(lower)).is_some_and(|n| n > 0)
+    }
+
     /// The number of names of an inode that is no directory.
     pub(super) fn link_count(&self, inode: &Inode, st: &Stat) -> u32 {
         let Node::Other(file) = &inode.node else { return st.nlink };
         let (layer, key, lower_key, hard_linked, no_name, parked) = {
             let file = file.read();
-            let parked = matches!(file.pin.as_deref(), Some(Pin::Parked));
-            (file.layer, file.key, file.lower_key, file.hard_linked, file.links.is_empty(), parked)
+            let parked = matches!(file.pin(), Some(Pin::Parked));
+            (file.layer, file.key, file.lower_key(), file.hard_linked, file.links.as_slice().is_empty(), parked)
         };
         if layer.is_upper() {
             let aliases = lower_key.filter(|_| hard_linked).and_then(|key| self.hard_links.uncovered(key));
@@ -78,8 +88,8 @@ impl Union {
         loop {
             let (link, lower_key) = {
                 let file = file.read();
-                let Some(link) = file.links.iter().find(|l| l.uncovered) else { return Ok(()) };
-                (link.clone(), file.lower_key)
+                let Some(link) = file.links.as_slice().iter().find(|l| l.uncovered) else { return Ok(()) };
+                (link.clone(), file.lower_key())
             };
             let upper = self.stack.upper()?;
             let dir = self.ensure_upper_dir(&link.parent)?;
@@ -95,9 +105,10 @@ impl Union {
             if let Some(lower) = lower_key {
                 self.hard_links.cover(lower, 0);
             }
-            if let Some(l) = file.write().links.iter_mut().find(|l| l.uncovered && l.name == link.name) {
+            if let Some(l) = file.write().links.as_mut_slice().iter_mut().find(|l| l.is(&link.parent, &link.name)) {
                 l.uncovered = false;
             }
+            self.unpin(inode);
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
         }
     }

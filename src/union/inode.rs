@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::layer::{LayerId, ObjKey, RealDir, Stack, UpperDir};
 use crate::name::Name;
 use crate::union::pin::Pin;
-use crate::union::{Attr, FileKind, Union};
+use crate::union::{Attr, FileKind, Time, Union};
 
 /// An object of the union that the kernel, or a child of it, knows.
 #[derive(Debug)]
@@ -60,6 +60,17 @@ pub(super) struct DirState {
     pub removed: Option<Attr>,
     /// Whether it has a default ACL, once known.
     pub default_acl: Option<bool>,
+    /// How often it is open now.
+    pub opens: u32,
+    /// Whether a name in it changed since it was not open last.
+    pub changed_while_open: bool,
+}
+
+impl DirState {
+    /// A directory at a place.
+    pub fn new(upper: Option<UpperDir>, lowers: Arc<[Arc<RealDir>]>, place: Option<(Arc<Inode>, Name)>) -> Self {
+        Self { upper, lowers, place, removed: None, default_acl: None, opens: 0, changed_while_open: false }
+    }
 }
 
 /// The layers of a directory at one moment.
@@ -108,8 +119,75 @@ pub(super) struct Link {
 }
 
 impl Link {
-    fn is(&self, parent: &Inode, name: &Name) -> bool {
+    /// Whether it is this name.
+    pub fn is(&self, parent: &Inode, name: &Name) -> bool {
         self.parent.id == parent.id && self.name == *name
+    }
+}
+
+/// The names of an inode: one but for hard links, none when it was removed. There are many inodes: one name needs no
+/// allocation of its own.
+#[derive(Debug, Default)]
+pub(super) enum Links {
+    /// No name.
+    #[default]
+    None,
+    /// One name.
+    One(Link),
+    /// Several names.
+    Many(Vec<Link>),
+}
+
+impl Links {
+    pub fn as_slice(&self) -> &[Link] {
+        match self {
+            Self::None => &[],
+            Self::One(link) => std::slice::from_ref(link),
+            Self::Many(links) => links,
+        }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [Link] {
+        match self {
+            Self::None => &mut [],
+            Self::One(link) => std::slice::from_mut(link),
+            Self::Many(links) => links,
+        }
+    }
+
+    /// Takes all names out.
+    pub fn take(&mut self) -> Vec<Link> {
+        match std::mem::take(self) {
+            Self::None => Vec::new(),
+            Self::One(link) => vec![link],
+            Self::Many(links) => links,
+        }
+    }
+
+    fn put(&mut self, mut links: Vec<Link>) {
+        *self = match links.len() {
+            0 => Self::None,
+            1 => links.pop().map_or(Self::None, Self::One),
+            _ => Self::Many(links),
+        };
+    }
+
+    fn push(&mut self, link: Link) {
+        if matches!(self, Self::None) {
+            *self = Self::One(link);
+            return;
+        }
+        let mut links = self.take();
+        links.push(link);
+        self.put(links);
+    }
+
+    fn remove(&mut self, parent: &Inode, name: &Name) -> Option<Link> {
+        let mut links = self.take();
+        let at = links.iter().position(|l| l.is(parent, name));
+        let removed = at.map(|at| links.remove(at));
+        self.put(links);
+        removed
     }
 }
 
@@ -120,14 +198,68 @@ pub(super) struct FileState {
     pub layer: LayerId,
     /// The real object.
     pub key: ObjKey,
+    /// Whether the lower object that it is, or was copied from, has several names.
+    pub hard_linked: bool,
+    /// The names that it is known by.
+    pub links: Links,
+    /// What most files don't have.
+    pub rare: Option<Box<Rare>>,
+}
+
+/// What only a file that was changed has.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
     /// The lower object that it was in this mount, before its copy-up.
     pub lower_key: Option<ObjKey>,
-    /// Whether that lower object has several names.
-    pub hard_linked: bool,
-    /// The names that it is known by: one but for hard links, none when it was removed.
-    pub links: Vec<Link>,
     /// What keeps it reachable without a name.
-    pub pin: Option<Box<Pin>>,
+    pub pin: Option<Pin>,
+    /// Where its data is, while upper has its metadata only (metacopy).
+    pub data: Option<LowerData>,
+    /// The modification time that the kernel told last, for pages that it writes back later.
+    pub kernel_mtime: Option<Time>,
+}
+
+/// The lower file that has the data of a metadata copy.
+#[derive(Clone, Debug)]
+pub(super) struct LowerData {
+    /// Its directory.
+    pub dir: Arc<RealDir>,
+    /// Its name there.
+    pub name: Name,
+    /// Which object it is.
+    pub key: ObjKey,
+}
+
+impl FileState {
+    /// What few files have, if this one does.
+    pub fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    /// What few files have, made if need be.
+    pub fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// What keeps it reachable without a name.
+    pub fn pin(&self) -> Option<&Pin> {
+        self.rare().and_then(|rare| rare.pin.as_ref())
+    }
+
+    /// The lower object that it was before its copy-up.
+    pub fn lower_key(&self) -> Option<ObjKey> {
+        self.rare().and_then(|rare| rare.lower_key)
+    }
+
+    /// Where its data is, if not in its real object.
+    pub fn data(&self) -> Option<&LowerData> {
+        self.rare().and_then(|rare| rare.data.as_ref())
+    }
+
+    /// The object that its data is read from.
+    pub fn data_key(&self) -> ObjKey {
+        self.data().map_or(self.key, |data| data.key)
+    }
 }
 
 impl Inode {
@@ -147,7 +279,7 @@ impl Inode {
     /// The root of a stack.
     pub(super) fn root(stack: &Stack) -> Self {
         let lowers = stack.layers().iter().map(|l| &l.root).filter(|root| !root.layer.is_upper()).cloned().collect();
-        let state = DirState { upper: stack.upper_root(), lowers, place: None, removed: None, default_acl: None };
+        let state = DirState::new(stack.upper_root(), lowers, None);
         let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
         Self::new(Union::ROOT, FileKind::Directory, node)
     }
@@ -165,10 +297,10 @@ impl Inode {
         let Node::Other(file) = &self.node else { return None };
         let (layer, link) = {
             let file = file.read();
-            if let Some(Pin::Lower(dir, name)) = file.pin.as_deref() {
+            if let Some(Pin::Lower(dir, name)) = file.pin() {
                 return Some((dir.clone(), name.clone()));
             }
-            (file.layer, file.links.iter().find(|l| !l.uncovered)?.clone())
+            (file.layer, file.links.as_slice().iter().find(|l| !l.uncovered)?.clone())
         };
         let view = link.parent.as_dir()?.view();
         let dir = view.parts().find(|part| part.layer == layer)?.clone();
@@ -179,7 +311,7 @@ impl Inode {
     pub(super) fn has_link(&self, parent: &Inode, name: &Name) -> bool {
         match &self.node {
             Node::Dir(dir) => dir.state.read().place.as_ref().is_some_and(|(p, n)| p.id == parent.id && n == name),
-            Node::Other(file) => file.read().links.iter().any(|l| l.is(parent, name)),
+            Node::Other(file) => file.read().links.as_slice().iter().any(|l| l.is(parent, name)),
         }
     }
 
@@ -187,20 +319,17 @@ impl Inode {
     pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name, uncovered: bool) {
         let Node::Other(file) = &self.node else { return };
         let mut file = file.write();
-        if file.links.iter().any(|l| l.is(parent, name)) {
+        if file.links.as_slice().iter().any(|l| l.is(parent, name)) {
             return;
         }
         parent.pins.fetch_add(1, Ordering::Relaxed);
-        file.links.reserve_exact(1);
         file.links.push(Link { parent: parent.clone(), name: name.clone(), uncovered });
     }
 
     /// Takes a name away; returns it.
     pub(super) fn remove_link(&self, parent: &Inode, name: &Name) -> Option<Link> {
         let Node::Other(file) = &self.node else { return None };
-        let mut file = file.write();
-        let at = file.links.iter().position(|l| l.is(parent, name))?;
-        let link = file.links.remove(at);
+        let link = file.write().links.remove(parent, name)?;
         link.parent.pins.fetch_sub(1, Ordering::Relaxed);
         Some(link)
     }
@@ -219,7 +348,7 @@ impl Inode {
     pub(super) fn take_parents(&self) -> Vec<Arc<Inode>> {
         match &self.node {
             Node::Dir(dir) => dir.state.write().place.take().map(|(parent, _)| parent).into_iter().collect(),
-            Node::Other(file) => std::mem::take(&mut file.write().links).into_iter().map(|l| l.parent).collect(),
+            Node::Other(file) => file.write().links.take().into_iter().map(|l| l.parent).collect(),
         }
     }
 
@@ -232,7 +361,7 @@ impl Inode {
             }
             Node::Other(file) => {
                 let file = file.read();
-                [Some(file.key), file.lower_key].into_iter().flatten().collect()
+                [Some(file.key), file.lower_key()].into_iter().flatten().collect()
             }
         }
     }
@@ -244,7 +373,8 @@ impl Drop for Inode {
         fn take(inode: &mut Inode) -> Option<Arc<Inode>> {
             match &mut inode.node {
                 Node::Dir(dir) => dir.state.get_mut().place.take().map(|(parent, _)| parent),
-                Node::Other(file) => file.get_mut().links.pop().map(|link| link.parent),
+                // Several names have several parents: the rest is dropped as it is.
+                Node::Other(file) => file.get_mut().links.take().pop().map(|link| link.parent),
             }
         }
         let mut next = take(self);

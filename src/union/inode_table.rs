@@ -14,8 +14,9 @@ use crate::union::inode::Inode;
 
 const SHARDS: usize = 32;
 
-/// Memory is given back to the system when this many inodes were forgotten since the last time.
-const TRIM_AFTER: u64 = 20_000;
+/// Memory is given back to the system when, since the last time, at least this many inodes were forgotten, and half as
+/// many as are still known.
+const TRIM_AFTER: u64 = 1000;
 
 type Shards<K, V> = [Mutex<HashMap<K, V>>; SHARDS];
 
@@ -153,7 +154,7 @@ impl InodeTable {
     /// Gives memory back to the system after many inodes were forgotten.
     pub(super) fn trim(&self) {
         let forgotten = self.forgotten.load(Ordering::Relaxed);
-        if forgotten >= TRIM_AFTER
+        if forgotten >= TRIM_AFTER.max(self.len() / 2)
             && self.forgotten.compare_exchange(forgotten, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             sys::memory::trim();

@@ -1,11 +1,15 @@
 //! Hard links.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::layer::stage::Over;
 use crate::name::Name;
+use crate::sys;
+use crate::sys::xattr::Target;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
@@ -26,7 +30,7 @@ impl Union {
         if self.hold(&parent, newname)?.is_some() {
             return Err(Errno::EEXIST);
         }
-        if file.read().links.is_empty() {
+        if file.read().links.as_slice().is_empty() {
             return Err(Errno::ENOENT);
         }
         self.ensure_upper(&inode, CopyUp::Whole)?;
@@ -59,16 +63,11 @@ impl Union {
         if self.stack.has_dot_whiteout(&dir, name)? {
             upper.remove_dot_whiteout(&fd, name)?;
         }
-        if crate::sys::xattr::get(
-            crate::sys::xattr::Target::Fd(std::os::fd::AsFd::as_fd(&object)),
-            self.stack.namespace().name(Mark::Origin),
-        )
-        .is_ok()
-        {
+        if sys::xattr::get(Target::Fd(object.as_fd()), self.stack.namespace().name(Mark::Origin)).is_ok() {
             self.stack.set_impure(&dir)?;
         }
         inode.add_link(parent, name, false);
-        inode.lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));
         Ok(())

@@ -22,7 +22,7 @@ pub(super) const FIRST_OFFSET: u64 = 16;
 /// How many listings are kept.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// How many entries all kept listings may have, beyond the one that is read now.
-const ENTRIES: usize = 200_000;
+const ENTRIES: usize = 50_000;
 
 /// One name of a merged directory.
 #[derive(Clone, Debug)]

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result};
-use crate::layer::marks::{Mark, Redirect};
+use crate::layer::marks::Redirect;
+use crate::layer::object_marks::FileMarks;
 use crate::layer::origin::Origin;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
 use crate::union::cache::Known;
-use crate::union::inode::{DirNode, DirState, DirView, FileState, Inode, Node};
+use crate::union::inode::{DirNode, DirState, DirView, FileState, Inode, Links, LowerData, Node, Rare};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union, is_reserved};
 
@@ -47,6 +48,8 @@ pub(super) struct FoundFile {
     pub kind: FileKind,
     /// The lower object that it was copied from, verified to exist.
     pub origin: Option<ObjKey>,
+    /// Where its data is, if it is a metadata copy.
+    pub data: Option<LowerData>,
 }
 
 impl Found {
@@ -83,14 +86,14 @@ enum Probe {
 pub(super) struct Held<'a> {
     union: &'a Union,
     inode: Arc<Inode>,
+    kept: bool,
 }
 
 impl Held<'_> {
     /// Hands the reference to the kernel: it stays until FORGET.
-    pub(super) fn keep(self) -> Arc<Inode> {
-        let inode = self.inode.clone();
-        std::mem::forget(self);
-        inode
+    pub(super) fn keep(mut self) -> Arc<Inode> {
+        self.kept = true;
+        self.inode.clone()
     }
 }
 
@@ -103,6 +106,9 @@ impl Deref for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Some(gone) = self.union.table.forget(self.inode.number, 1) {
             self.union.release(&gone);
         }
@@ -186,13 +192,13 @@ impl Union {
                 Probe::Absent => {}
                 Probe::Whiteout => return Ok(None),
                 Probe::Object(stat) if !stat.is_dir() => {
-                    return self.found_in_upper(view, parent, name, stat).map(Some);
+                    return self.found_file(view, parent, name, stat).map(Some);
                 }
                 Probe::Object(stat) => {
                     let real = self.stack.child_dir(parent, name, &stat)?;
                     let upper = self.stack.as_upper(&real).ok_or(Errno::EIO)?;
                     let marks = self.stack.dir_marks(&real)?;
-                    if marks.opaque {
+                    if marks.opaque || self.hides_below(parent, name, !view.lowers.is_empty())? {
                         return Ok(Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })));
                     }
                     redirect = marks.redirect;
@@ -212,29 +218,66 @@ impl Union {
             }
             (Some((upper, stat)), _) => Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })),
             (None, InLowers::Dirs(lowers, stat)) => Some(Found::Dir(FoundDir { upper: None, lowers, stat })),
-            (None, InLowers::Other(dir, stat)) => {
-                let kind = self.shown_kind(&dir, name, &stat)?;
-                Some(Found::Other(FoundFile { dir, stat, kind, origin: None }))
-            }
+            (None, InLowers::Other(dir, stat)) => Some(self.found_file(view, &dir, name, stat)?),
             (None, InLowers::Absent) => None,
         })
     }
 
-    fn found_in_upper(&self, view: &DirView, parent: &UpperDir, name: &Name, stat: Stat) -> Result<Found> {
-        let origin = self.verified_origin(view, parent, name, &stat)?;
-        let kind = self.shown_kind(parent, name, &stat)?;
-        Ok(Found::Other(FoundFile { dir: (**parent).clone(), stat, kind, origin }))
+    /// An object that is no directory, with what its marks say.
+    fn found_file(&self, view: &DirView, dir: &Arc<RealDir>, name: &Name, stat: Stat) -> Result<Found> {
+        let plain = match self.stack.as_upper(dir) {
+            // Nothing in here was copied up.
+            Some(upper) => view.lowers.is_empty() && !self.stack.is_impure(&upper)?,
+            None => false,
+        };
+        let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
+        let kind = if marks.device { FileKind::CharDevice } else { FileKind::from_mode(stat.mode)? };
+        let data = if marks.metacopy && stat.size > 0 {
+            Some(self.find_data(view, dir, name, marks.redirect.as_ref())?)
+        } else {
+            None
+        };
+        let origin = match self.stack.as_upper(dir) {
+            Some(_) => self.verified_origin(view, name, &stat, &marks)?,
+            None => None,
+        };
+        Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data }))
     }
 
-    /// The type that the union shows: a device 0:0 is stored as an empty regular file with a mark.
-    fn shown_kind(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat) -> Result<FileKind> {
-        if stat.is_file() && stat.size == 0 && self.stack.trusts(dir.layer) {
-            let mark = self.stack.namespace().name(Mark::Device);
-            if self.stack.xattr_at(dir, name, mark)?.is_some() {
-                return Ok(FileKind::CharDevice);
+    /// The lower file that has the data of a metadata copy.
+    fn find_data(
+        &self,
+        view: &DirView,
+        dir: &Arc<RealDir>,
+        name: &Name,
+        redirect: Option<&Redirect>,
+    ) -> Result<LowerData> {
+        let below: Vec<_> = view.lowers.iter().filter(|l| l.layer > dir.layer).cloned().collect();
+        let (found, name) = match redirect {
+            None => (self.find_in_lowers(&below, name, false)?, name),
+            Some(Redirect::Sibling(name)) => (self.find_in_lowers(&below, name, false)?, name),
+            Some(Redirect::Path(path)) => {
+                let last = path.last().ok_or(Errno::EIO)?;
+                (self.find_path(&self.lower_roots(dir.layer), path, false)?, last)
             }
+        };
+        let InLowers::Other(dir, stat) = found else {
+            log::error!("the data of {name}, which {:?} has the metadata of, is in no layer", dir.path());
+            return Err(Errno::EIO);
+        };
+        let marks = self.stack.file_marks(&dir, name, &stat)?;
+        if marks.metacopy {
+            return self.find_data(view, &dir, name, marks.redirect.as_ref());
         }
-        FileKind::from_mode(stat.mode)
+        if !stat.is_file() {
+            return Err(Errno::EIO);
+        }
+        Ok(LowerData { dir, name: name.clone(), key: ObjKey::from(&stat) })
+    }
+
+    /// Whether a layer that has a directory hides those below by an AUFS whiteout beside it, which is for the layers below.
+    fn hides_below(&self, parent: &Arc<RealDir>, name: &Name, more_below: bool) -> Result<bool> {
+        Ok(more_below && self.stack.has_dot_whiteout(parent, name)?)
     }
 
     /// What one layer says of a name.
@@ -271,7 +314,7 @@ impl Union {
                 break;
             }
             let marks = self.stack.dir_marks(&dir)?;
-            if marks.opaque {
+            if marks.opaque || self.hides_below(parent, name, true)? {
                 break;
             }
             if let Some(redirect) = marks.redirect {
@@ -314,15 +357,11 @@ impl Union {
 
     /// The lower object that an object of upper was copied from, if its mark holds: it exists, is of the same type, and
     /// has no other name. Stale and forged marks count for nothing.
-    fn verified_origin(&self, view: &DirView, dir: &UpperDir, name: &Name, st: &Stat) -> Result<Option<ObjKey>> {
-        if view.lowers.is_empty() && !self.stack.is_impure(dir)? {
-            return Ok(None);
-        }
-        let Some(value) = self.stack.upper_mark(dir, name, st, Mark::Origin)? else { return Ok(None) };
-        let Some(origin) = Origin::parse(&value) else { return Ok(None) };
-        let lower = match self.stack.resolve_origin(&origin) {
+    fn verified_origin(&self, view: &DirView, name: &Name, st: &Stat, marks: &FileMarks) -> Result<Option<ObjKey>> {
+        let Some(origin) = &marks.origin else { return Ok(None) };
+        let lower = match self.stack.resolve_origin(origin) {
             Some(lower) => Some(lower),
-            None => self.find_origin(view, dir, name, st, &origin)?,
+            None => self.find_origin(view, name, origin, marks.redirect.as_ref())?,
         };
         Ok(lower.filter(|l| l.format() == st.format() && l.nlink == 1).map(|l| ObjKey::from(&l)))
     }
@@ -331,10 +370,9 @@ impl Union {
     fn find_origin(
         &self,
         view: &DirView,
-        dir: &UpperDir,
         name: &Name,
-        st: &Stat,
         origin: &Origin,
+        redirect: Option<&Redirect>,
     ) -> Result<Option<Stat>> {
         let same = |found: InLowers, name: &Name| -> Result<Option<Stat>> {
             let InLowers::Other(dir, stat) = found else { return Ok(None) };
@@ -343,10 +381,9 @@ impl Union {
         if let Some(stat) = same(self.find_in_lowers(&view.lowers, name, false)?, name)? {
             return Ok(Some(stat));
         }
-        let Some(value) = self.stack.upper_mark(dir, name, st, Mark::Redirect)? else { return Ok(None) };
-        let Ok(Redirect::Path(path)) = Redirect::parse(&value) else { return Ok(None) };
+        let Some(Redirect::Path(path)) = redirect else { return Ok(None) };
         let Some(last) = path.last() else { return Ok(None) };
-        same(self.find_path(&self.lower_roots(LayerId::UPPER), &path, false)?, last)
+        same(self.find_path(&self.lower_roots(LayerId::UPPER), path, false)?, last)
     }
 
     /// The inode of what was found, made if it is not known. True if the status found is its current one.
@@ -368,18 +405,13 @@ impl Union {
             || self.numbers.reserve(),
             |number| {
                 parent.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let state = DirState {
-                    upper: found.upper,
-                    lowers: found.lowers.into(),
-                    place: Some((parent.clone(), name.clone())),
-                    removed: None,
-                    default_acl: None,
-                };
+                let place = Some((parent.clone(), name.clone()));
+                let state = DirState::new(found.upper, found.lowers.into(), place);
                 let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
                 Inode::new(number, FileKind::Directory, node)
             },
         );
-        Ok((Held { union: self, inode }, true))
+        Ok((Held { union: self, inode, kept: false }, true))
     }
 
     fn intern_file(&self, parent: &Arc<Inode>, name: &Name, found: &FoundFile) -> (Held<'_>, bool) {
@@ -390,13 +422,13 @@ impl Union {
             wanted,
             || self.numbers.reserve(),
             |number| {
+                let rare = found.data.clone().map(|data| Box::new(Rare { data: Some(data), ..Rare::default() }));
                 let state = FileState {
                     layer: found.dir.layer,
                     key,
-                    lower_key: None,
                     hard_linked: found.stat.nlink > 1 && !found.dir.layer.is_upper(),
-                    links: Vec::new(),
-                    pin: None,
+                    links: Links::None,
+                    rare,
                 };
                 Inode::new(number, found.kind, Node::Other(RwLock::new(state)))
             },
@@ -411,7 +443,7 @@ impl Union {
                 self.unpin(&inode);
             }
         }
-        (Held { union: self, inode }, current)
+        (Held { union: self, inode, kept: false }, current)
     }
 
     /// Makes an inode of an object that was just made in upper; it counts as known once.
@@ -427,7 +459,7 @@ impl Union {
             let real = RealDir::child(dir, name, st);
             Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st })
         } else {
-            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None })
+            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None, data: None })
         };
         let (held, _) = self.intern(parent, name, found)?;
         self.name_changed(parent, name, Some((kind, held.number)));

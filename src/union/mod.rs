@@ -109,7 +109,7 @@ impl Union {
     /// # Errors
     /// What is wrong with the layers, in one sentence; nothing on disk was changed then.
     pub fn open(spec: &StackSpec, options: Options) -> std::result::Result<Self, SetupError> {
-        let stack = Stack::open(spec)?;
+        let stack = Stack::open(spec, options.volatile)?;
         let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
         let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino);
         Ok(Self {
@@ -200,6 +200,7 @@ impl Union {
     fn name_changed(&self, dir: &Inode, name: &Name, now: Option<(FileKind, u64)>) {
         self.cache.remove(dir.id, name);
         self.listings.change(dir.id, name, now);
+        self.note_change(dir);
     }
 }
 

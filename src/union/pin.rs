@@ -50,7 +50,7 @@ impl Union {
     /// Makes an inode reachable without the name that it is about to lose.
     pub(super) fn pin(&self, inode: &Inode) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Ok(()) };
-        if file.read().pin.is_some() {
+        if file.read().pin().is_some() {
             return Ok(());
         }
         let (dir, name) = inode.location().ok_or(crate::error::Errno::ESTALE)?;
@@ -58,7 +58,9 @@ impl Union {
             Pin::Lower(dir, name)
         } else {
             let object = self.upper_object(inode)?;
-            if self.pins.len() < self.pins.budget {
+            // Names of it that are still the lower's may become links of this: that takes a name.
+            let wanted_again = self.has_uncovered_names(inode);
+            if !wanted_again && self.pins.len() < self.pins.budget {
                 self.pins.open.fetch_add(1, Ordering::Relaxed);
                 Pin::Open(object)
             } else {
@@ -66,7 +68,7 @@ impl Union {
                 Pin::Parked
             }
         };
-        file.write().pin = Some(Box::new(pin));
+        file.write().rare_mut().pin = Some(pin);
         Ok(())
     }
 
@@ -74,17 +76,17 @@ impl Union {
     pub(super) fn pin_object(&self, inode: &Inode, object: UpperObject) {
         let Node::Other(file) = &inode.node else { return };
         self.pins.open.fetch_add(1, Ordering::Relaxed);
-        file.write().pin = Some(Box::new(Pin::Open(object)));
+        file.write().rare_mut().pin = Some(Pin::Open(object));
     }
 
     /// Lets go of what kept an inode reachable.
     pub(super) fn unpin(&self, inode: &Inode) {
         let Node::Other(file) = &inode.node else { return };
-        if file.read().pin.is_none() {
+        if file.read().pin().is_none() {
             return;
         }
-        let Some(pin) = file.write().pin.take() else { return };
-        match *pin {
+        let Some(pin) = file.write().rare_mut().pin.take() else { return };
+        match pin {
             Pin::Lower(..) => {}
             Pin::Open(_) => {
                 self.pins.open.fetch_sub(1, Ordering::Relaxed);
@@ -103,7 +105,7 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Ok(None) };
         let key = {
             let file = file.read();
-            match file.pin.as_deref() {
+            match file.pin() {
                 Some(Pin::Open(object)) => return Ok(Some(object.clone())),
                 Some(Pin::Parked) => file.key,
                 Some(Pin::Lower(..)) | None => return Ok(None),

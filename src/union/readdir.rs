@@ -46,9 +46,53 @@ pub struct DirEntry<'a> {
     pub kind: FileKind,
     /// The offset at which reading goes on after this entry; never 0.
     pub next: u64,
+    /// False for an entry that can't be looked up (a bad mark): it is listed, but what readdirplus tells of it beyond
+    /// name and type is made up, its number is nobody's, and no lookup is counted.
+    pub resolved: bool,
 }
 
 impl Union {
+    /// Opens a directory for reading; true if the kernel may keep its listing, and may use the one that it has kept.
+    ///
+    /// The kernel (seen on 6.18) checks a kept listing's age at its start only: a reader that begins after a change can be
+    /// led on into what another one, from before the change, kept meanwhile. So none is kept while such a one may be there.
+    ///
+    /// # Errors
+    /// `ENOTDIR`.
+    pub fn opendir(&self, ino: u64) -> Result<bool> {
+        self.counters.count(Op::Opendir);
+        let dir = self.dir(ino)?;
+        let mut state = dir.as_dir().ok_or(Errno::ENOTDIR)?.state.write();
+        state.opens += 1;
+        Ok(!state.changed_while_open)
+    }
+
+    /// Closes a directory that was opened for reading.
+    ///
+    /// # Errors
+    /// `ENOTDIR`.
+    pub fn releasedir(&self, ino: u64) -> Result<()> {
+        let dir = self.dir(ino)?;
+        let mut state = dir.as_dir().ok_or(Errno::ENOTDIR)?.state.write();
+        state.opens = state.opens.saturating_sub(1);
+        if state.opens == 0 {
+            state.changed_while_open = false;
+        }
+        Ok(())
+    }
+
+    /// Notes that a name in a directory changed, for those who have it open.
+    pub(super) fn note_change(&self, dir: &Inode) {
+        let Some(node) = dir.as_dir() else { return };
+        let news = {
+            let state = node.state.read();
+            state.opens > 0 && !state.changed_while_open
+        };
+        if news {
+            node.state.write().changed_while_open = true;
+        }
+    }
+
     /// Gives the entries after `offset` (0: from the start) to `sink` until it returns false: then the entry was not taken.
     ///
     /// Entries that neither come nor go between calls appear exactly once.
@@ -63,7 +107,7 @@ impl Union {
         }
         let listing = self.listing(&dir, offset <= AFTER_DOT_DOT)?;
         for (at, entry) in listing.lock().after(offset.max(FIRST_OFFSET - 1)) {
-            if !sink(&DirEntry { name: &entry.name, ino: entry.number, kind: entry.kind, next: at }) {
+            if !sink(&DirEntry { name: &entry.name, ino: entry.number, kind: entry.kind, next: at, resolved: true }) {
                 break;
             }
         }
@@ -94,13 +138,18 @@ impl Union {
             for (at, entry) in batch {
                 after = at;
                 let name = Name::new(&entry.name).map_err(|_| Errno::EIO)?;
-                // It may be gone since it was listed, or be what can't be looked up: then it is left out.
+                // It may be gone since it was listed.
                 let (held, attr) = match self.hold_with_attr(&dir, &name, entry.layer) {
                     Ok(Some(held)) => held,
-                    Ok(None) | Err(Errno::ENOENT | Errno::ESTALE | Errno::EIO) => continue,
-                    Err(e) => return Err(e),
+                    Ok(None) | Err(Errno::ENOENT | Errno::ESTALE) => continue,
+                    Err(_) => {
+                        if !self.unresolved(&entry, at, &own, sink) {
+                            return Ok(());
+                        }
+                        continue;
+                    }
                 };
-                let shown = DirEntry { name: &entry.name, ino: attr.ino, kind: held.kind, next: at };
+                let shown = DirEntry { name: &entry.name, ino: attr.ino, kind: held.kind, next: at, resolved: true };
                 if !sink(&shown, &attr) {
                     return Ok(());
                 }
@@ -109,14 +158,27 @@ impl Union {
         }
     }
 
+    /// Gives a sink an entry that can't be looked up.
+    fn unresolved(
+        &self,
+        entry: &Entry,
+        next: u64,
+        like: &Attr,
+        sink: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
+    ) -> bool {
+        let ino = self.numbers.reserve();
+        let attr = Attr { ino, mode: entry.kind.to_mode(), nlink: 1, rdev: 0, size: 0, blocks: 0, ..*like };
+        sink(&DirEntry { name: &entry.name, ino, kind: entry.kind, next, resolved: false }, &attr)
+    }
+
     /// Gives `.` and `..` to a sink; false if it is full.
     fn dots(&self, dir: &Inode, offset: u64, sink: &mut dyn FnMut(&DirEntry<'_>) -> bool) -> bool {
         let parent = dir.as_dir().and_then(|d| d.state.read().place.as_ref().map(|(p, _)| p.number));
         let dots: [(&[u8], u64, u64); 2] =
             [(b".", dir.number, AFTER_DOT), (b"..", parent.unwrap_or(dir.number), AFTER_DOT_DOT)];
-        dots.iter()
-            .filter(|(_, _, next)| offset < *next)
-            .all(|(name, ino, next)| sink(&DirEntry { name, ino: *ino, kind: FileKind::Directory, next: *next }))
+        dots.iter().filter(|(_, _, next)| offset < *next).all(|(name, ino, next)| {
+            sink(&DirEntry { name, ino: *ino, kind: FileKind::Directory, next: *next, resolved: true })
+        })
     }
 
     /// Whether a merged directory shows no entry.

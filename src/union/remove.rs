@@ -20,6 +20,7 @@ impl Union {
     /// As unlink(2).
     pub fn unlink(&self, parent: u64, name: &Name) -> Result<()> {
         self.counters.count(Op::Unlink);
+        self.stack.upper()?;
         let dir = self.dir(parent)?;
         let held = self.hold(&dir, name)?.ok_or(Errno::ENOENT)?;
         if held.kind == FileKind::Directory {
@@ -45,6 +46,7 @@ impl Union {
     /// As rmdir(2).
     pub fn rmdir(&self, parent: u64, name: &Name) -> Result<()> {
         self.counters.count(Op::Rmdir);
+        self.stack.upper()?;
         let dir = self.dir(parent)?;
         let held = self.hold(&dir, name)?.ok_or(Errno::ENOENT)?;
         let victim = held.as_dir().ok_or(Errno::ENOTDIR)?;
@@ -92,7 +94,7 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Ok(()) };
         let others = {
             let file = file.read();
-            file.links.iter().any(|l| !l.uncovered && !(l.parent.id == dir.id && l.name == *name))
+            file.links.as_slice().iter().any(|l| !l.uncovered && !l.is(dir, name))
         };
         if others { Ok(()) } else { self.pin(inode) }
     }
@@ -103,7 +105,7 @@ impl Union {
             let link = held.remove_link(dir, name);
             let (layer, key, lower_key, hard_linked) = {
                 let file = file.read();
-                (file.layer, file.key, file.lower_key, file.hard_linked)
+                (file.layer, file.key, file.lower_key(), file.hard_linked)
             };
             if hard_linked {
                 let uncovered = link.is_some_and(|l| l.uncovered);

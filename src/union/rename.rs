@@ -9,6 +9,7 @@ use crate::error::{Errno, Result};
 use crate::layer::marks::{Mark, Namespace, Redirect};
 use crate::layer::stage::Over;
 use crate::layer::upper::AsUpper;
+use crate::layer::whiteout::is_device_form;
 use crate::layer::{ObjKey, UpperDir};
 use crate::name::Name;
 use crate::sys::xattr::Target;
@@ -129,6 +130,7 @@ impl Union {
 
     /// Copies up what is to be moved.
     fn bring_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        // A metadata copy is completed first: at another name it would find other data.
         let Node::Dir(dir) = &inode.node else { return self.ensure_upper(inode, CopyUp::Whole) };
         if !dir.view().lowers.is_empty() && !self.options.redirect_dir {
             return Err(Errno::EXDEV);
@@ -194,7 +196,10 @@ impl Union {
         let places = ((&from.real, from.name), (&to.real, to.name));
         let stands = self.stack.stat_at(&to.real, to.name)?;
         if dir.is_some() && !over_dir && stands.is_some() {
-            // A directory can't replace a whiteout, but it can change places with it.
+            // A directory can't replace a whiteout, but it can change places with it: in the form that means the same anywhere.
+            if !stands.as_ref().is_some_and(is_device_form) {
+                upper.whiteout(&self.stack.open_upper(&to.real)?, to.name, Over::NonDirectory)?;
+            }
             self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
             return if from.below { Ok(()) } else { upper.unlink(&from_fd, from.name) };
         }
@@ -259,10 +264,35 @@ impl Union {
             }
             self.stack.set_impure(&to.real)
         } else if to.below {
+            self.drop_xattr_whiteouts(real)?;
             upper.set_mark(&fd, Mark::Opaque, b"y")
         } else {
             Ok(())
         }
+    }
+
+    /// Takes whiteouts in xattr form out of a directory of upper that becomes opaque: the mark that makes them whiteouts
+    /// is the same one, and nothing is left for them to hide.
+    fn drop_xattr_whiteouts(&self, real: &UpperDir) -> Result<()> {
+        if !self.stack.has_xattr_whiteouts(real)? {
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        crate::sys::dir::for_each(self.stack.open_dir_readable(real)?.as_fd(), |entry| {
+            names.push(entry.name.to_vec());
+            true
+        })?;
+        let fd = self.stack.open_upper(real)?;
+        for name in names {
+            let name = Name::new(&name).map_err(|_| Errno::EIO)?;
+            if let Some(stat) = self.stack.stat_at(real, &name)? {
+                if self.stack.is_whiteout(real, &name, &stat)? {
+                    self.stack.upper()?.unlink(&fd, &name)?;
+                }
+            }
+        }
+        self.stack.note_no_xattr_whiteouts(real);
+        Ok(())
     }
 
     /// A file keeps its number by its origin mark. Who can't open a file by handle finds the origin by a redirect.
@@ -271,7 +301,7 @@ impl Union {
         let key = file.read().key;
         let stat = self.stack.stat_at(&from.real, from.name)?.filter(|st| ObjKey::from(st) == key);
         let stat = stat.ok_or(Errno::ESTALE)?;
-        let Some(origin) = self.stack.upper_mark(&from.real, from.name, &stat, Mark::Origin)? else { return Ok(()) };
+        let Some(origin) = self.stack.file_mark(&from.real, from.name, &stat, Mark::Origin)? else { return Ok(()) };
         self.stack.set_impure(&to.real)?;
         if self.stack.namespace() == Namespace::Trusted {
             return Ok(());

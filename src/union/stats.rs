@@ -86,6 +86,7 @@ pub(super) enum Op {
     Fallocate,
     Lseek,
     CopyFileRange,
+    Opendir,
     Readdir,
     Readdirplus,
     Statfs,
@@ -95,7 +96,7 @@ pub(super) enum Op {
     Removexattr,
 }
 
-const OP_NAMES: [&str; 26] = [
+const OP_NAMES: [&str; 27] = [
     "lookup",
     "forget",
     "getattr",
@@ -115,6 +116,7 @@ const OP_NAMES: [&str; 26] = [
     "fallocate",
     "lseek",
     "copy_file_range",
+    "opendir",
     "readdir",
     "readdirplus",
     "statfs",
@@ -131,13 +133,15 @@ pub(super) enum CopyUpKind {
     Data,
     /// A regular file that was truncated to nothing next: no data.
     Truncated,
+    /// The data of a file of which upper had the metadata.
+    Completed,
     Directory,
     Symlink,
     /// A fifo, socket or device.
     Special,
 }
 
-const COPY_UP_NAMES: [&str; 5] = ["data", "truncated", "directory", "symlink", "special"];
+const COPY_UP_NAMES: [&str; 6] = ["data", "truncated", "completed", "directory", "symlink", "special"];
 const COPY_KINDS: [CopyKind; 3] = [CopyKind::Reflink, CopyKind::CopyFileRange, CopyKind::ReadWrite];
 
 /// The counters of a union.

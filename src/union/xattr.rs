@@ -69,7 +69,7 @@ impl Union {
                 dir.state.write().default_acl = None;
             }
             Node::Other(_) => {
-                self.ensure_upper(&inode, CopyUp::Whole)?;
+                self.ensure_upper(&inode, CopyUp::Metadata)?;
                 upper.set_xattr(&self.upper_object(&inode)?, &stored, value, flags)?;
             }
         }
@@ -96,7 +96,7 @@ impl Union {
                 Ok(())
             }
             Node::Other(_) => {
-                self.ensure_upper(&inode, CopyUp::Whole)?;
+                self.ensure_upper(&inode, CopyUp::Metadata)?;
                 upper.remove_xattr(&self.upper_object(&inode)?, &stored)
             }
         }

@@ -21,6 +21,8 @@ use super::machine::{layerfs_binary, may_mount, not_root};
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// The variable by which a mount's daemon is recognised among the processes.
 const MARK: &str = "LAYERFS_TEST_MARK";
+/// Mount options to run every test with.
+const OPTIONS: &str = "LAYERFS_TEST_OPTIONS";
 const FUSE_CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// What a command that came to its end left.
@@ -298,6 +300,9 @@ impl Mount {
             .args(arguments)
             .arg(&self.point)
             .env(MARK, &self.mark);
+        if let Some(options) = std::env::var_os(OPTIONS) {
+            command.arg("-o").arg(options);
+        }
         command
     }
 
@@ -544,7 +549,7 @@ impl Drop for KernelOverlay {
     fn drop(&mut self) {
         if let Err(error) = umount2(&self.point, MntFlags::empty()) {
             eprintln!("{:?}: {error}; detaching", self.point);
-            drop(umount2(&self.point, MntFlags::MNT_DETACH));
+            detach(&self.point);
         }
     }
 }

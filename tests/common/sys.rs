@@ -271,6 +271,16 @@ pub fn pread(file: &File, buffer: &mut [u8], offset: i64) -> Result<usize, Errno
     Errno::result(got).map(|n| n as usize)
 }
 
+/// `copy_file_range` from one offset to another.
+pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, length: usize) -> Result<usize, Errno> {
+    let (mut at, mut to_at) = (at, to_at);
+    // SAFETY: both offsets live until the call returns.
+    let done = unsafe {
+        libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, length, 0)
+    };
+    Errno::result(done).map(|n| n as usize)
+}
+
 /// A buffer whose address is a multiple of 4096, as `O_DIRECT` asks for.
 #[repr(C, align(4096))]
 pub struct Page(pub [u8; 4096]);

@@ -92,10 +92,9 @@ enum Entry {
 impl Layer {
     /// Resolves a generated layer; without `hard_links` each link is a file of its own.
     pub fn new(index: usize, generated: &Entries, hard_links: bool) -> Self {
-        let mut files = Vec::new();
-        let mut links = Vec::new();
-        let entries = resolve(index, generated, hard_links, &mut files, &mut links);
-        Self { entries, links }
+        let mut resolver = Resolver { index, hard_links, files: Vec::new(), links: Vec::new() };
+        let entries = resolver.resolve(generated);
+        Self { entries, links: resolver.links }
     }
 
     /// Makes the layer in an empty directory.
@@ -104,45 +103,49 @@ impl Layer {
     }
 }
 
-fn resolve(
+/// Numbers the files of a layer.
+struct Resolver {
     index: usize,
-    generated: &Entries,
     hard_links: bool,
-    files: &mut Vec<Entry>,
-    links: &mut Vec<u32>,
-) -> BTreeMap<N, Entry> {
-    let mut entries = BTreeMap::new();
-    for (name, node) in generated {
-        if entries.contains_key(name) {
-            continue;
+    files: Vec<Entry>,
+    links: Vec<u32>,
+}
+
+impl Resolver {
+    fn resolve(&mut self, generated: &Entries) -> BTreeMap<N, Entry> {
+        let mut entries = BTreeMap::new();
+        for (name, node) in generated {
+            if entries.contains_key(name) {
+                continue;
+            }
+            let entry = match node {
+                Node::File(meta, length) => self.file(*meta, *length),
+                Node::Link(_) if !self.hard_links || self.files.is_empty() => self.file(PLAIN_META, 20),
+                Node::Link(which) => {
+                    let number = which % self.files.len();
+                    self.links[number] += 1;
+                    self.files[number].clone()
+                }
+                Node::Symlink(target) => Entry::Symlink(format!("target-{target}")),
+                Node::Fifo => Entry::Fifo,
+                Node::Dir(meta, opaque, inner) => {
+                    Entry::Dir { meta: *meta, opaque: *opaque, entries: self.resolve(inner) }
+                }
+                Node::Whiteout(form) => Entry::Whiteout(*form),
+            };
+            entries.insert(*name, entry);
         }
-        let mut file = |meta: Meta, length: usize| {
-            let number = files.len();
-            let content = format!("layer {index} file {number};").into_bytes();
-            let entry = Entry::File { number, meta, content: content.into_iter().cycle().take(length).collect() };
-            files.push(entry.clone());
-            links.push(1);
-            entry
-        };
-        let entry = match node {
-            Node::File(meta, length) => file(*meta, *length),
-            Node::Link(_) if !hard_links || files.is_empty() => file(PLAIN_META, 20),
-            Node::Link(which) => {
-                let number = which % files.len();
-                links[number] += 1;
-                files[number].clone()
-            }
-            Node::Symlink(target) => Entry::Symlink(format!("target-{target}")),
-            Node::Fifo => Entry::Fifo,
-            Node::Dir(meta, opaque, generated) => {
-                let entries = resolve(index, generated, hard_links, files, links);
-                Entry::Dir { meta: *meta, opaque: *opaque, entries }
-            }
-            Node::Whiteout(form) => Entry::Whiteout(*form),
-        };
-        entries.insert(*name, entry);
+        entries
     }
-    entries
+
+    fn file(&mut self, meta: Meta, length: usize) -> Entry {
+        let number = self.files.len();
+        let content = format!("layer {} file {number};", self.index).into_bytes();
+        let content = content.into_iter().cycle().take(length).collect();
+        self.files.push(Entry::File { number, meta, content });
+        self.links.push(1);
+        self.files[number].clone()
+    }
 }
 
 fn write_entries(dir: &Path, entries: &BTreeMap<N, Entry>, opaque: Opaque, files: &mut HashMap<usize, PathBuf>) {

@@ -182,6 +182,9 @@ impl Run {
         };
         let target = self.target(*of);
         let (union, view, tree) = self.both()?;
+        if tree.object(target.id).is_removed_dir() {
+            return Ok(());
+        }
         let reached = target.reach(view)?;
         let (model, real) = match *op {
             Op::SetXattr { value, flags, .. } => {

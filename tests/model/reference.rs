@@ -72,6 +72,11 @@ impl Object {
         matches!(self.kind, Kind::Dir(_))
     }
 
+    /// A removed directory has attributes as long as it is known, but nothing in it, extended attributes included.
+    pub fn is_removed_dir(&self) -> bool {
+        self.is_dir() && self.nlink == 0
+    }
+
     fn takes_user_xattrs(&self) -> bool {
         matches!(self.kind, Kind::Dir(_) | Kind::File(_))
     }
@@ -292,7 +297,8 @@ impl Tree {
     }
 
     pub fn remove_xattr(&mut self, id: Id, name: &str) -> Outcome<()> {
-        self.check_xattr(id, name)?;
+        // The kernel sees that this kind of object has none, before it asks; who is asked sees that it is missing.
+        self.check_xattr(id, name).map_err(|fault| Fault([fault.0, vec![Errno::ENODATA]].concat()))?;
         self.objects[id].xattrs.remove(name).map(drop).ok_or_else(|| Errno::ENODATA.into())
     }
 

@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, fchmodat, fstatat, mkdirat};
 
 use crate::common::Test;
 use crate::common::files::*;
+use crate::common::machine::may_mount;
 use crate::common::mount::{Mount, OtherMount, run};
 use crate::common::sys::names_at;
 use crate::common::union::Union;
@@ -31,6 +32,7 @@ pub fn tests() -> Vec<Test> {
         t!(a_mountpoint_inside_upper).root(),
         t!(a_mountpoint_that_is_a_layer).root(),
         t!(the_root_directory_as_lower).root(),
+        t!(an_upper_inside_a_lower),
         t!(mounts_inside_a_layer_are_not_entered).root(),
         t!(layers_given_through_symlinks),
     ]
@@ -203,7 +205,9 @@ fn a_mountpoint_inside_a_lower() {
     assert!(names(point.join("a/point")).iter().all(|name| name == "covered"));
     append(point.join("a/file"), "!");
     put(point.join("new"), "x");
-    put(point.join("a/point/new"), "x");
+    if may_mount() {
+        put(point.join("a/point/new"), "x");
+    }
     assert_eq!(read(point.join("a/file")), "top!");
     run(Command::new("find").arg(&point)).success();
     mount.umount();
@@ -270,6 +274,27 @@ fn the_root_directory_as_lower() {
     union.umount();
     drop(union);
     drop(other);
+}
+
+/// As with `--lower /`: all layers lie in it.
+fn an_upper_inside_a_lower() {
+    let mut union = Union::new(1);
+    let inside = union.lower(0, "var/layers");
+    make_dir(&inside);
+    put(union.lower(0, "file"), "x");
+    union = union.upper_in(&inside);
+    union.mount();
+    append(union.at("file"), "y");
+    put(union.at("var/new"), "new");
+    // Not further down: upper is in there, and changes as it is looked at.
+    run(Command::new("find").arg(union.at("")).args(["-maxdepth", "3"])).success();
+    assert_eq!(names(union.at("")), ["file", "var"]);
+    assert_eq!(read(union.at("file")), "xy");
+    union.remount();
+    assert_eq!(read(union.at("file")), "xy");
+    assert_eq!(read(union.at("var/new")), "new");
+    union.umount();
+    assert_eq!(read(union.lower(0, "file")), "x");
 }
 
 fn mounts_inside_a_layer_are_not_entered() {

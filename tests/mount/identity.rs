@@ -150,6 +150,7 @@ fn links_of_a_lower_file_are_one_file() {
     append(union.at("b"), "y");
     assert_links(&union, &all, "xy");
     assert_eq!(read_all(&held), "xy");
+    drop(held);
     edit(union.at("a")).write_all_at(b"X", 0).expect("write");
     assert_links(&union, &all, "Xy");
     chmod(union.at("d/c"), 0o600);

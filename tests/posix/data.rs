@@ -5,12 +5,12 @@ use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::sys::SharedMap;
+use crate::common::sys::{SharedMap, copy_range as copy};
 use crate::common::union::everywhere;
 use crate::t;
 
@@ -186,10 +186,6 @@ fn ranges_are_copied() {
         },
         |dir| {
             let (from, to) = (open(dir.join("from")), edit(dir.join("to")));
-            let copy = |from: &fs::File, a: i64, to: &fs::File, b: i64, length: usize| {
-                let (mut a, mut b) = (a, b);
-                copy_file_range(from, Some(&mut a), to, Some(&mut b), length)
-            };
             assert_eq!(copy(&from, 5, &to, 3, 20), Ok(20));
             let expected = "---56789012345678901234-------";
             assert_eq!(&read(dir.join("to"))[..30], expected);

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -25,6 +26,7 @@ pub fn tests() -> Vec<Test> {
         t!(deleting_every_second_of_twenty_thousand).seconds(300),
         t!(small_buffers),
         t!(two_readers_at_once),
+        t!(listings_beside_renames),
         t!(empty_and_removed_directories),
     ]
 }
@@ -169,6 +171,7 @@ fn offsets_stay_valid_through_changes() {
     for entry in first {
         assert_eq!(counts.get(&entry.name), None, "{:?} came before", entry.name);
     }
+    drop(directory);
     union.umount();
 }
 
@@ -249,6 +252,7 @@ fn deleting_every_second_of_twenty_thousand() {
     assert_eq!(names(union.at("d")).len(), COUNT / 2);
     let took = start.elapsed();
     assert!(took < Duration::from_secs(60), "{took:?}");
+    drop(directory);
     fs::remove_dir_all(union.at("d")).expect("remove the rest");
     union.umount();
 }
@@ -282,6 +286,30 @@ fn two_readers_at_once() {
             }
             assert_eq!(counts(&seen.0).len(), 402);
             assert_eq!((seen.0.len(), seen.1.len()), (402, 402));
+        },
+    );
+}
+
+/// Whoever has made a name finds it in a listing, whatever others do in that directory.
+fn listings_beside_renames() {
+    everywhere(
+        |dir| fill(dir, 400),
+        |dir| {
+            thread::scope(|scope| {
+                for worker in 0..4 {
+                    scope.spawn(move || {
+                        for i in (worker..400).step_by(4) {
+                            let new = format!("renamed-{i}");
+                            fs::rename(dir.join(format!("entry-with-a-name-{i}")), dir.join(&new))
+                                .expect("rename");
+                            if i % 20 == worker {
+                                assert!(names(dir).contains(&new), "{new} is there");
+                            }
+                        }
+                    });
+                }
+            });
+            assert_eq!(names(dir).len(), 400);
         },
     );
 }

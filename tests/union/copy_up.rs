@@ -32,8 +32,8 @@ const TRIGGERS: [(&str, Trigger); 9] = [
     }),
     ("fallocate", |view, path| view.union.fallocate(view.hold(path).unwrap().ino, 0, 0, 5).unwrap()),
     ("copy_file_range", |view, path| {
-        let ino = view.hold(path).unwrap().ino;
-        assert_eq!(view.union.copy_file_range(ino, 0, ino, 4, 1).unwrap(), 1);
+        let file = view.hold(path).unwrap();
+        assert_eq!(view.union.copy_file_range(file.ino, 0, file.ino, 4, 1).unwrap(), 1);
         view.write(path, 4, b"r").unwrap();
     }),
 ];

@@ -226,6 +226,8 @@ impl Layers {
 
     /// The writable union of the layers, with options.
     pub fn open_with(&self, options: Options) -> View {
+        // As the daemon does: the callers' masks count, not the process's.
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         View { union: Union::open(&self.spec(), options).unwrap() }
     }
 
@@ -235,9 +237,10 @@ impl Layers {
         View { union: Union::open(&spec, Options::default()).unwrap() }
     }
 
-    /// What is left of staged changes: everything in `W/work` but the kernel's `incompat`.
+    /// What is left of staged changes: everything that is being made, in our place for it or the kernel's.
     pub fn staged(&self) -> Vec<String> {
-        let Ok(entries) = self.work("work").read_dir() else { return Vec::new() };
+        let places = ["layerfs/stage", "work"].map(|place| self.work(place));
+        let entries = places.iter().filter_map(|place| place.read_dir().ok()).flatten();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "incompat").collect()
     }

@@ -75,6 +75,30 @@ fn a_name_that_was_unlinked_does_not_come_back() {
     assert_eq!(view.text("a"), "new");
 }
 
+/// The other name, which nobody has looked up yet, is the only one left that leads to the copy.
+#[test]
+fn a_copy_outlives_the_name_that_it_was_made_under() {
+    for remove in ["unlink", "replace"] {
+        let layers = Layers::new(1);
+        let a = layers.file(0, "a", "lower");
+        std::fs::hard_link(&a, layers.lower(0, "d/b")).unwrap();
+        let view = layers.open();
+        view.write("a", 0, b"UPPER").unwrap();
+        view.put("other", "other");
+        match remove {
+            "unlink" => view.unlink("a").unwrap(),
+            _ => view.rename("other", "a", PLAIN).unwrap(),
+        }
+        check(&view, &["d/b"], "UPPER", 1);
+        view.chmod("d/b", 0o600).unwrap();
+        view.link("d/b", "c").unwrap();
+        check(&view, &["d/b", "c"], "UPPER", 2);
+        view.rename("d/b", "e", PLAIN).unwrap();
+        check(&view, &["e", "c"], "UPPER", 2);
+        assert_eq!(view.stat("c").unwrap().mode & 0o777, 0o600);
+    }
+}
+
 #[test]
 fn links_made_through_the_union_stay_links() {
     let layers = Layers::new(1);

@@ -80,6 +80,52 @@ fn a_file_form_whiteout_in_upper_goes_when_its_name_comes() {
     assert!(!view.exists("f"));
 }
 
+/// Elsewhere than in the directory that announces it, such a whiteout is an empty file.
+#[test]
+fn an_xattr_whiteout_in_upper_is_replaced_not_moved() {
+    for source in ["low", "made", "file"] {
+        let layers = Layers::new(1);
+        layers.file(0, "low/in", "lower");
+        layers.file(0, "file", "lower");
+        layers.file(0, "d/gone", "lower");
+        std::fs::write(layers.upper("d/gone"), "").unwrap();
+        set_xattr(&layers.upper("d/gone"), &mark("whiteout"), b"y").unwrap();
+        set_xattr(&layers.upper("d"), &mark("opaque"), b"x").unwrap();
+        let view = layers.open();
+        assert_eq!(view.names("d").unwrap(), [""; 0]);
+        view.mkdir("made", 0o755).unwrap();
+        view.rename(source, "d/gone", super::fixture::PLAIN).unwrap();
+        assert!(!view.exists(source), "{source}");
+        assert_eq!(view.names("d").unwrap(), ["gone"], "{source}");
+        view.rename("d/gone", "back", super::fixture::PLAIN).unwrap();
+        assert_eq!(view.names("d").unwrap(), [""; 0], "{source}");
+        view.close();
+        let view = layers.open();
+        assert!(!view.exists(source) && !view.exists("d/gone"), "{source}");
+    }
+}
+
+/// The attribute that makes a directory opaque is the one that announces whiteouts in it.
+#[test]
+fn an_upper_directory_with_xattr_whiteouts_can_become_opaque() {
+    for flags in [super::fixture::PLAIN, super::fixture::EXCHANGE] {
+        let layers = Layers::new(1);
+        layers.file(0, "target/in", "lower");
+        std::fs::write(layers.upper("d/gone"), "").unwrap();
+        set_xattr(&layers.upper("d/gone"), &mark("whiteout"), b"y").unwrap();
+        set_xattr(&layers.upper("d"), &mark("opaque"), b"x").unwrap();
+        std::fs::write(layers.upper("d/kept"), "kept").unwrap();
+        let view = layers.open();
+        if flags == super::fixture::PLAIN {
+            view.unlink("target/in").unwrap();
+        }
+        view.rename("d", "target", flags).unwrap();
+        assert_eq!(view.names("target").unwrap(), ["kept"]);
+        view.close();
+        assert_eq!(layers.open().names("target").unwrap(), ["kept"]);
+    }
+}
+
 /// The image specification: a whiteout applies to the layers below, never to what its own layer holds.
 #[test]
 fn a_file_form_whiteout_beside_its_name_hides_only_what_is_below() {

@@ -116,9 +116,9 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
     let view = layers.open();
     view.chmod("f", 0o600).unwrap();
     view.close();
-    std::fs::create_dir_all(layers.work("work/#7/deep")).unwrap();
-    std::fs::write(layers.work("work/#8"), "half a file").unwrap();
-    make_whiteout(&layers.work("work/#9"));
+    std::fs::create_dir_all(layers.work("layerfs/stage/7/deep")).unwrap();
+    std::fs::write(layers.work("layerfs/stage/8"), "half a file").unwrap();
+    make_whiteout(&layers.work("layerfs/stage/9"));
     let view = layers.open();
     assert_eq!(view.stat("f").unwrap().mode & 0o777, 0o600);
     assert_eq!(layers.staged(), [""; 0]);

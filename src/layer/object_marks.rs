@@ -1,0 +1,96 @@
+//! The marks that real objects carry, read for a lookup.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::layer::marks::{Mark, OPAQUE_FORMS, Redirect};
+use crate::layer::origin::Origin;
+use crate::layer::real::RealDir;
+use crate::layer::stack::Stack;
+use crate::layer::whiteout::DOT_OPAQUE;
+use crate::name::Name;
+use crate::sys::file::Stat;
+
+/// The marks of a directory that lookups go by.
+#[derive(Debug, Default)]
+pub struct DirMarks {
+    /// Nothing below it shows through.
+    pub opaque: bool,
+    /// It merges with something else below than its own name.
+    pub redirect: Option<Redirect>,
+}
+
+/// The marks of a file that lookups go by.
+#[derive(Debug, Default)]
+pub struct FileMarks {
+    /// What it was copied from.
+    pub origin: Option<Origin>,
+    /// Where that was, or where its data is.
+    pub redirect: Option<Redirect>,
+    /// Its data is in a layer below.
+    pub metacopy: bool,
+    /// It stands for a device 0:0.
+    pub device: bool,
+}
+
+impl Stack {
+    /// Reads the marks of a directory.
+    ///
+    /// # Errors
+    /// `EIO`, and a line in the log, for a mark that makes no sense.
+    pub fn dir_marks(&self, dir: &Arc<RealDir>) -> Result<DirMarks> {
+        let names = self.dir_xattr_names(dir)?;
+        let mut marks = DirMarks::default();
+        for name in names.split(|b| *b == 0) {
+            if let Some(form) = OPAQUE_FORMS.iter().find(|f| f.to_bytes() == name) {
+                let value = self.dir_xattr(dir, form)?.unwrap_or_default();
+                marks.opaque |= value == b"y";
+            } else if name == self.namespace().name(Mark::Redirect).to_bytes() && self.trusts(dir.layer) {
+                let value = self.dir_xattr(dir, self.namespace().name(Mark::Redirect))?.unwrap_or_default();
+                marks.redirect = Some(Redirect::parse(&value).inspect_err(|_| {
+                    log::error!(
+                        "bad redirect mark \"{}\" on {:?} in layer {}",
+                        value.escape_ascii(),
+                        dir.path(),
+                        dir.layer.0
+                    );
+                })?);
+            }
+        }
+        if !marks.opaque && self.may_have_dot_whiteouts(dir)? {
+            marks.opaque = self.stat_at(dir, &Name::new(DOT_OPAQUE)?)?.is_some();
+        }
+        Ok(marks)
+    }
+
+    /// Reads the marks of an object that is no directory; of a layer whose marks don't count, none.
+    ///
+    /// # Errors
+    /// `EIO`, and a line in the log, for a mark that makes no sense.
+    pub fn file_marks(&self, dir: &Arc<RealDir>, name: &Name, st: &Stat) -> Result<FileMarks> {
+        let mut marks = FileMarks::default();
+        if !self.trusts(dir.layer) {
+            return Ok(marks);
+        }
+        if !st.is_file() {
+            // What can't carry marks in this namespace has them in the work directory.
+            marks.origin = self.file_mark(dir, name, st, Mark::Origin)?.and_then(|v| Origin::parse(&v));
+            marks.redirect = self.file_mark(dir, name, st, Mark::Redirect)?.and_then(|v| Redirect::parse(&v).ok());
+            return Ok(marks);
+        }
+        let names = self.xattr_names_at(dir, name)?;
+        let has = |mark| names.split(|b| *b == 0).any(|n| n == self.namespace().name(mark).to_bytes());
+        if has(Mark::Origin) {
+            marks.origin = self.file_mark(dir, name, st, Mark::Origin)?.and_then(|v| Origin::parse(&v));
+        }
+        if has(Mark::Redirect) {
+            let value = self.file_mark(dir, name, st, Mark::Redirect)?.unwrap_or_default();
+            marks.redirect = Some(Redirect::parse(&value).inspect_err(|_| {
+                log::error!("bad redirect mark \"{}\" on {name} in {:?}", value.escape_ascii(), dir.path());
+            })?);
+        }
+        marks.metacopy = has(Mark::Metacopy);
+        marks.device = has(Mark::Device);
+        Ok(marks)
+    }
+}
