@@ -107,6 +107,7 @@ fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Re
     // Whatever can be wrong with the mount is found before the union changes anything on disk.
     let mounter = Mounter::find()?;
     let target = Target::open(&config.mountpoint)?;
+    mounter.check(&target, &config.mount)?;
     let options = ServeOptions { threads: config.threads, timeout: config.union.timeout };
     let union = Arc::new(Union::open(&config.stack, config.union)?);
     let served = mounter.mount(&target, &config.mount).map_err(anyhow::Error::from).and_then(|device| {
@@ -153,9 +154,10 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
 
 /// Waits until the mount answers, then tells whoever started us.
 fn announce(attached: &Attached, readiness: &Readiness, leave: Leave) {
-    let heard = attached.answers().and_then(|()| leave.go()).and_then(|()| {
-        readiness.ready().context("who started this mount did not wait for it")
-    });
+    let heard = attached
+        .answers()
+        .and_then(|()| leave.go())
+        .and_then(|()| readiness.ready().context("who started this mount did not wait for it"));
     if let Err(e) = heard {
         if !readiness.failed(&e) {
             log::error!("{e:#}");

@@ -278,15 +278,15 @@ fn install_and_use(system: &System, verified: &str) {
     system.must(
         "cd /root && git init -q repo && cd repo && cp -r /usr/share/perl* . && git add . \
          && git -c user.name=a -c user.email=a@b commit -qm all && git checkout -q -b other \
-         && git mv perl* moved && git -c user.name=a -c user.email=a@b commit -qm moved \
+         && mkdir moved && git mv perl* moved && git -c user.name=a -c user.email=a@b commit -qm moved \
          && git checkout -q - && git status --porcelain && git fsck",
     );
     assert_eq!(system.must("cd /root/repo && git status --porcelain"), "");
 
     system.must("mv /usr/share/doc /usr/share/doc.moved && mv /usr/share/doc.moved /usr/share/doc");
     system.must("ln /usr/bin/dpkg /root/dpkg && cmp /root/dpkg /usr/bin/dpkg && rm /root/dpkg");
-    system.must("cp -a /etc /root/etc && diff -r /etc /root/etc && rm -r /root/etc");
-    system.must("tar -C / -cf - usr/bin | tar -C /root -xf - && diff -r /usr/bin /root/usr/bin");
+    system.must("cp -a /etc /root/etc && diff -r --no-dereference /etc /root/etc && rm -r /root/etc");
+    system.must("tar -C / -cf - usr/bin | tar -C /root -xf - && diff -r --no-dereference /usr/bin /root/usr/bin");
 
     system.must("apt-get remove -y --purge git gcc less && apt-get autoremove -y --purge");
     assert!(!system.root.join("usr/bin/git").exists());

@@ -7,12 +7,16 @@ use std::process::ExitCode;
 use crate::config::{Config, ConfigError, Settings};
 use crate::daemon;
 
+const USAGE: &str = "layerfs mount [OPTIONS] --lower DIR... [--upper DIR [--work DIR]] MOUNTPOINT
+       layerfs mount [OPTIONS] -o lowerdir=DIR:DIR...[,upperdir=DIR[,workdir=DIR]] MOUNTPOINT";
+
 /// Mount a union of directories
 ///
 /// Returns when the mount can be used; a daemon then serves it in the background until it is unmounted (layerfs umount,
 /// umount, fusermount3 -u, or SIGTERM to the daemon). Root mounts by itself, other users through fusermount3 or inside
 /// a user namespace.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = USAGE)]
 pub struct Args {
     /// A read-only layer; the first one is the top [-o lowerdir=A:B, with \: for a colon in a path]
     #[arg(short, long, value_name = "DIR")]
@@ -22,12 +26,13 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     upper: Option<PathBuf>,
 
-    /// A directory on the same filesystem as the upper one, made if it is missing [default: .NAME.work beside upper NAME]
+    /// A directory on the same filesystem as the upper one, made if it is missing [default: .NAME.work beside an upper
+    /// NAME]
     #[arg(short, long, value_name = "DIR")]
     work: Option<PathBuf>,
 
-    /// Options as mount(8) takes them: each flag below as name or name=value, and ro, rw, nosuid, nodev, noexec, noatime,
-    /// allow_other and the like
+    /// Options as mount(8) takes them: each flag below as name or name=value, and ro, rw, nosuid, nodev, noexec,
+    /// noatime, allow_other and the like
     #[arg(short = 'o', long = "options", value_name = "OPT[,OPT...]")]
     options: Vec<OsString>,
 

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::error::Errno;
 use crate::sys::xattr::{self, Target};
-use crate::union::{LayerInfo, Stats};
+use crate::union::{LayerInfo, STATS_XATTR, Stats};
 
 /// Show what a mounted union consists of and what it has done
 #[derive(Debug, clap::Args)]
@@ -29,11 +29,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut stats = read_stats(&args.mountpoint)?;
     stats.layers = read_layers(&args.mountpoint)?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&stats)? + "\n"
-    } else {
-        table(&stats, &args.mountpoint)?
-    };
+    let text = if args.json { serde_json::to_string_pretty(&stats)? + "\n" } else { table(&stats, &args.mountpoint)? };
     match io::stdout().write_all(text.as_bytes()) {
         // `| head` has seen enough.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -44,10 +40,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// The statistics of a mount, without its layers.
 pub(super) fn read_stats(mountpoint: &Path) -> anyhow::Result<Stats> {
     let root = open(mountpoint)?;
-    match read_attribute(&root, "user.layerfs.stats") {
+    match read_attribute(&root, STATS_XATTR) {
         Ok(value) => parse(&value, mountpoint),
         Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {
-            bail!("{} is not the mountpoint of a layerfs mount: findmnt -t fuse.layerfs lists them", mountpoint.display())
+            bail!(
+                "{} is not the mountpoint of a layerfs mount: findmnt -t fuse.layerfs lists them",
+                mountpoint.display()
+            )
         }
         Err(e) => Err(unreadable(e, mountpoint)),
     }
@@ -100,7 +99,8 @@ fn table(stats: &Stats, mountpoint: &Path) -> Result<String, fmt::Error> {
     section(&mut out, "Operations", stats.operations.iter().filter(|(_, count)| **count > 0))?;
     let cache = &stats.cache;
     let asked = cache.hits.saturating_add(cache.misses);
-    let rate = if asked == 0 { String::new() } else { format!(" ({:.1} % hits)", cache.hits as f64 * 100.0 / asked as f64) };
+    let rate =
+        if asked == 0 { String::new() } else { format!(" ({:.1} % hits)", cache.hits as f64 * 100.0 / asked as f64) };
     section(
         &mut out,
         "Lookup cache",

@@ -59,11 +59,9 @@ fn find(typed: &Path) -> anyhow::Result<PathBuf> {
     let found = candidates.filter_map(|path| top_at(&mounts, &path)).next();
     match found {
         Some(mount) if mount.kind.as_encoded_bytes() == FILESYSTEM_TYPE.to_bytes() => Ok(mount.mountpoint.clone()),
-        Some(mount) => bail!(
-            "{} is a mount of the type {}, not of layerfs: use umount(8)",
-            typed.display(),
-            mount.kind.display()
-        ),
+        Some(mount) => {
+            bail!("{} is a mount of the type {}, not of layerfs: use umount(8)", typed.display(), mount.kind.display())
+        }
         None => bail!("{} is not a mountpoint: layerfs mounts are listed by findmnt -t fuse.layerfs", typed.display()),
     }
 }

@@ -91,7 +91,8 @@ fn the_last_of_two_opposites_wins() {
 
 #[test]
 fn an_unknown_option_is_told_with_the_nearest() {
-    for (typed, nearest) in [("lowrdir=/a", "lowerdir"), ("upper=/u", "upperdir"), ("readirect_dir=on", "redirect_dir")] {
+    for (typed, nearest) in [("lowrdir=/a", "lowerdir"), ("upper=/u", "upperdir"), ("readirect_dir=on", "redirect_dir")]
+    {
         let said = complaint(typed);
         assert!(said.contains("unknown") && said.contains(&format!("\"{nearest}\"")), "{said}");
     }

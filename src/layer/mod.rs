@@ -14,7 +14,7 @@ pub mod upper;
 pub mod whiteout;
 pub mod work;
 
-pub use real::{LayerId, ObjKey, RealDir};
+pub use real::{LayerId, ObjKey, RealDir, SeenKey};
 pub use spec::StackSpec;
 pub use stack::Stack;
 pub use upper::{Upper, UpperDir};

@@ -73,8 +73,12 @@ impl<'a> Dir<'a> {
                 Errno::ENOENT => ("does not exist", "create it, or correct the path"),
                 Errno::ENOTDIR => ("is not a directory", "name a directory"),
                 Errno::ENOTCONN => ("is on a FUSE mount whose daemon has died", "unmount that and mount it again"),
-                Errno::ENAMETOOLONG => ("has too long a path", "change to a directory nearer to it and name it from there"),
-                Errno::EACCES => ("can't be reached (Permission denied)", "give this user access, or mount as its owner"),
+                Errno::ENAMETOOLONG => {
+                    ("has too long a path", "change to a directory nearer to it and name it from there")
+                }
+                Errno::EACCES => {
+                    ("can't be reached (Permission denied)", "give this user access, or mount as its owner")
+                }
                 e => (e.desc(), "check the path"),
             };
             SetupError::new(format!("the {role} directory {what}"), path, advice)
@@ -216,7 +220,10 @@ fn ancestors(dir: &OwnedFd) -> impl Iterator<Item = ObjKey> {
 fn check_features(base: &Dir<'_>, namespace: Namespace) -> Result<()> {
     let probe = Probe::make(base)?;
     let lacks = |what: &str, e: Errno| {
-        let what = format!("the filesystem of the upper layer lacks {what} ({})", e.desc());
+        let what = match e {
+            Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS => format!("the upper's filesystem lacks {what}"),
+            e => format!("the upper's filesystem refuses {what} ({})", e.desc()),
+        };
         SetupError::new(what, base.path, "put the upper and the work directory on ext4, xfs, btrfs or tmpfs")
     };
     let attr = namespace.name(Mark::Impure);

@@ -34,6 +34,23 @@ pub struct ObjKey {
     pub ino: u64,
 }
 
+impl ObjKey {
+    /// The object as a layer shows it. Upper may lie inside a lower: then one object is two in the union, which change apart.
+    pub fn seen_in(self, layer: LayerId) -> SeenKey {
+        SeenKey { dev: self.dev | if layer.is_upper() { UPPER_BIT } else { 0 }, ino: self.ino }
+    }
+}
+
+/// An object as upper or as the lowers show it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SeenKey {
+    dev: u64,
+    ino: u64,
+}
+
+/// No device number is that large.
+const UPPER_BIT: u64 = 1 << 63;
+
 impl From<&Stat> for ObjKey {
     fn from(st: &Stat) -> Self {
         Self { dev: st.dev, ino: st.ino }
@@ -41,7 +58,7 @@ impl From<&Stat> for ObjKey {
 }
 
 /// The device that stands for what another mount covers in a layer; no filesystem has it.
-const VOID_DEV: u64 = u64::MAX;
+const VOID_DEV: u64 = u64::MAX >> 1;
 
 /// The status of a name in a layer that is covered by another mount: an empty directory that nobody may write.
 pub fn void_stat(parent: ObjKey, name: &Name) -> Stat {

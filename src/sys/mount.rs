@@ -135,6 +135,8 @@ impl Mounter {
             return Err(no_device(device));
         }
         if !may_mount() {
+            // The helper opens the device with its caller's rights.
+            open_device(device)?;
             return helper::find().map(Self::Helper).ok_or_else(|| {
                 SetupError::new(
                     "mounting as an ordinary user needs fusermount3, which is in no directory of PATH",
@@ -144,6 +146,17 @@ impl Mounter {
             });
         }
         open_device(device).map(Self::Direct)
+    }
+
+    /// Finds what the helper would refuse, before anything changes; a kernel asked by root itself refuses little.
+    ///
+    /// # Errors
+    /// The ordinary user may not mount there, or not for others.
+    pub fn check(&self, target: &Target, options: &MountOptions) -> Result<(), SetupError> {
+        match self {
+            Self::Direct(_) => Ok(()),
+            Self::Helper(_) => helper::check(&target.path, options),
+        }
     }
 
     /// Mounts; the descriptor returned is the /dev/fuse that the kernel's requests come through. No request is

@@ -276,6 +276,7 @@ impl Union {
 
     fn set_file_attr(&self, upper: &Upper, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
         if let Some(size) = change.size {
+            self.mtime_moves(inode);
             let file = self.writable_file(inode)?;
             upper.truncate(&file, size)?;
             if !sys::privilege::may_keep_setid(caller.uid, caller.pid) {

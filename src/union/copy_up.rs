@@ -91,7 +91,7 @@ impl Union {
             self.publish_copy(staged, &real, &name)?;
             let (copy, stat) = self.stack.new_upper_dir(&real, &name)?;
             node.state.write().upper = Some(copy);
-            self.table.add_key(ObjKey::from(&stat), dir);
+            self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), dir);
             self.name_changed(&parent, &name, Some((FileKind::Directory, dir.number)));
             self.counters.copied_up(CopyUpKind::Directory);
             return Ok(());
@@ -203,7 +203,7 @@ impl Union {
     fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: ObjKey, lower_stat: &Stat) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let key = ObjKey::from(&sys::file::stat(object)?);
-        self.table.add_key(key, inode);
+        self.table.add_key(key.seen_in(LayerId::UPPER), inode);
         {
             let mut file = file.write();
             file.layer = LayerId::UPPER;

@@ -15,7 +15,7 @@ use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
-use crate::union::{FileKind, StatFs, Union};
+use crate::union::{FileKind, StatFs, Time, Union};
 
 impl Union {
     /// Reads from an offset until the buffer is full or the file ends; returns how many bytes.
@@ -48,11 +48,12 @@ impl Union {
         self.counters.count(Op::Write);
         let inode = self.regular(ino)?;
         let file = self.writable_file(&inode)?;
+        self.mtime_moves(&inode);
         self.write_all(&file, offset, data)
     }
 
-    /// As [`Union::write`], for pages of the kernel's cache, whose time of modification the kernel keeps. It may tell that
-    /// time before the pages come: then they must not change it.
+    /// As [`Union::write`], for pages of the kernel's cache. The kernel keeps the file's time of modification, and tells it
+    /// by setattr, before the pages or after them: they must not change it.
     ///
     /// # Errors
     /// As write.
@@ -60,8 +61,13 @@ impl Union {
         self.counters.count(Op::Write);
         let inode = self.regular(ino)?;
         let file = self.writable_file(&inode)?;
-        let written = self.write_all(&file, offset, data)?;
         let Node::Other(state) = &inode.node else { return Err(Errno::EISDIR) };
+        if state.read().rare().and_then(|rare| rare.kernel_mtime).is_none() {
+            let (sec, nsec) = sys::file::stat(&file)?.mtime;
+            state.write().rare_mut().kernel_mtime.get_or_insert(Time { sec, nsec });
+        }
+        let written = self.write_all(&file, offset, data)?;
+        // Read after the write: the kernel may have told another one meanwhile.
         let told = state.read().rare().and_then(|rare| rare.kernel_mtime);
         if let Some(time) = told {
             self.stack.upper()?.set_times(&file, TimeChange::Omit, TimeChange::At(time.sec, time.nsec))?;
@@ -130,6 +136,7 @@ impl Union {
         let inode = self.regular(ino)?;
         let file = self.writable_file(&inode)?;
         let number = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
+        self.mtime_moves(&inode);
         self.stack.upper()?.allocate(&file, mode, number(offset)?, number(length)?)
     }
 
@@ -155,6 +162,7 @@ impl Union {
     pub fn copy_file_range(&self, ino_in: u64, off_in: u64, ino_out: u64, off_out: u64, len: u64) -> Result<usize> {
         self.counters.count(Op::CopyFileRange);
         let (from, to) = (self.regular(ino_in)?, self.regular(ino_out)?);
+        self.mtime_moves(&to);
         let to = self.writable_file(&to)?;
         let from = self.readable_file(&from)?;
         // The answer is a 32-bit number.
@@ -188,6 +196,14 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let key = file.read().key;
         sys::file::read_link(self.stack.open_path(&dir, &name, key)?.as_fd())
+    }
+
+    /// The time of modification is the filesystem's again: something else than cached pages changed the file.
+    pub(super) fn mtime_moves(&self, inode: &Inode) {
+        let Node::Other(file) = &inode.node else { return };
+        if file.read().rare().is_some_and(|rare| rare.kernel_mtime.is_some()) {
+            file.write().rare_mut().kernel_mtime = None;
+        }
     }
 
     fn regular(&self, ino: u64) -> Result<Arc<Inode>> {

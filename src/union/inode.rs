@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::layer::{LayerId, ObjKey, RealDir, Stack, UpperDir};
+use crate::layer::{LayerId, ObjKey, RealDir, SeenKey, Stack, UpperDir};
 use crate::name::Name;
 use crate::union::pin::Pin;
 use crate::union::{Attr, FileKind, Time, Union};
@@ -353,15 +353,16 @@ impl Inode {
     }
 
     /// The real objects that it is found by.
-    pub(super) fn keys(&self) -> Vec<ObjKey> {
+    pub(super) fn keys(&self) -> Vec<SeenKey> {
         match &self.node {
             Node::Dir(dir) => {
                 let view = dir.view();
-                view.upper.iter().map(|u| u.key).chain(view.lowers.first().map(|l| l.key)).collect()
+                view.upper.as_deref().into_iter().chain(view.lowers.first()).map(|d| d.key.seen_in(d.layer)).collect()
             }
             Node::Other(file) => {
                 let file = file.read();
-                [Some(file.key), file.lower_key()].into_iter().flatten().collect()
+                let lower = file.lower_key().map(|key| key.seen_in(LayerId(1)));
+                lower.into_iter().chain([file.key.seen_in(file.layer)]).collect()
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::layer::ObjKey;
+use crate::layer::SeenKey;
 use crate::sys;
 use crate::union::Union;
 use crate::union::inode::Inode;
@@ -24,7 +24,7 @@ type Shards<K, V> = [Mutex<HashMap<K, V>>; SHARDS];
 #[derive(Debug)]
 pub(super) struct InodeTable {
     numbers: Shards<u64, Arc<Inode>>,
-    keys: Shards<ObjKey, u64>,
+    keys: Shards<SeenKey, u64>,
     hasher: RandomState,
     count: AtomicU64,
     forgotten: AtomicU64,
@@ -39,9 +39,6 @@ impl InodeTable {
             count: AtomicU64::new(1),
             forgotten: AtomicU64::new(0),
         };
-        for key in root.keys() {
-            table.shard(&table.keys, &key).lock().insert(key, Union::ROOT);
-        }
         table.shard(&table.numbers, &Union::ROOT).lock().insert(Union::ROOT, root);
         table
     }
@@ -61,7 +58,7 @@ impl InodeTable {
     }
 
     /// The number of the inode that a real object belongs to.
-    pub(super) fn number_of(&self, key: ObjKey) -> Option<u64> {
+    pub(super) fn number_of(&self, key: SeenKey) -> Option<u64> {
         self.shard(&self.keys, &key).lock().get(&key).copied()
     }
 
@@ -69,7 +66,7 @@ impl InodeTable {
     /// True if it is new.
     pub(super) fn intern(
         &self,
-        key: ObjKey,
+        key: SeenKey,
         wanted: Option<u64>,
         reserve: impl Fn() -> u64,
         make: impl FnOnce(u64) -> Inode,
@@ -97,8 +94,25 @@ impl InodeTable {
     }
 
     /// Lets an inode be found by another real object as well: its copy in upper.
-    pub(super) fn add_key(&self, key: ObjKey, inode: &Inode) {
+    pub(super) fn add_key(&self, key: SeenKey, inode: &Inode) {
         self.shard(&self.keys, &key).lock().insert(key, inode.number);
+    }
+
+    /// Lets an inode be found by its real objects no longer: they are about to go, and their numbers to be used again.
+    pub(super) fn remove_keys(&self, inode: &Inode) {
+        for key in inode.keys() {
+            let mut keys = self.shard(&self.keys, &key).lock();
+            if keys.get(&key) == Some(&inode.number) {
+                keys.remove(&key);
+            }
+        }
+    }
+
+    /// Lets an inode be found by its real objects again.
+    pub(super) fn add_keys(&self, inode: &Inode) {
+        for key in inode.keys() {
+            self.add_key(key, inode);
+        }
     }
 
     /// Drops lookup counts; returns the inode if it is known no longer.

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 
@@ -395,30 +396,36 @@ impl Union {
     }
 
     fn intern_dir(&self, parent: &Arc<Inode>, name: &Name, found: FoundDir) -> Result<(Held<'_>, bool)> {
-        let own = found.upper.as_ref().map(|u| u.key);
         let lower = found.lowers.first().map(|l| l.key);
-        let key = own.or(lower).ok_or(Errno::EIO)?;
-        let wanted = self.numbers.lasting(lower.unwrap_or(key));
+        let top = found.upper.as_deref().or(found.lowers.first()).ok_or(Errno::EIO)?;
+        let key = top.key.seen_in(top.layer);
+        let wanted = self.numbers.lasting(lower.unwrap_or(top.key));
         let (inode, _) = self.table.intern(
             key,
             wanted,
             || self.numbers.reserve(),
             |number| {
-                parent.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                parent.pins.fetch_add(1, Ordering::Relaxed);
                 let place = Some((parent.clone(), name.clone()));
                 let state = DirState::new(found.upper, found.lowers.into(), place);
                 let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
                 Inode::new(number, FileKind::Directory, node)
             },
         );
-        Ok((Held { union: self, inode, kept: false }, true))
+        let held = Held { union: self, inode, kept: false };
+        if !held.has_link(parent, name) {
+            // Two places for one directory: layers that lie inside each other, or marks that lie.
+            log::error!("{name} is a directory that another place shows already");
+            return Err(Errno::EIO);
+        }
+        Ok((held, true))
     }
 
     fn intern_file(&self, parent: &Arc<Inode>, name: &Name, found: &FoundFile) -> (Held<'_>, bool) {
         let key = ObjKey::from(&found.stat);
         let wanted = self.numbers.lasting(found.origin.unwrap_or(key));
         let (inode, new) = self.table.intern(
-            key,
+            key.seen_in(found.dir.layer),
             wanted,
             || self.numbers.reserve(),
             |number| {

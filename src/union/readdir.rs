@@ -277,7 +277,7 @@ impl Union {
         let mut entry = Entry {
             name: name.as_bytes().into(),
             kind: kind.unwrap_or(FileKind::Regular),
-            number: self.number_for(key, key).unwrap_or(raw.ino),
+            number: self.number_for(dir.layer, key, key).unwrap_or(raw.ino),
             layer: Some(dir.layer),
         };
         // Where copies are, an entry may show its origin's number, or be a device 0:0.
@@ -291,7 +291,9 @@ impl Union {
 
     /// Gives an entry the type and number that a lookup would tell. What can't be looked up is listed all the same.
     fn resolve_entry(&self, view: &DirView, name: &Name, entry: &mut Entry) -> Result<()> {
-        let (own, lasting) = match self.find_in_layers(view, name, None) {
+        let found = self.find_in_layers(view, name, None);
+        let layer = found.as_ref().ok().and_then(|f| f.as_ref()).map_or(LayerId::UPPER, Found::layer);
+        let (own, lasting) = match found {
             Ok(Some(Found::Dir(dir))) => {
                 let lower = dir.lowers.first().map(|l| l.key);
                 let Some(own) = dir.upper.as_ref().map(|u| u.key).or(lower) else { return Ok(()) };
@@ -305,13 +307,13 @@ impl Union {
             Ok(None) | Err(Errno::EIO | Errno::ESTALE) => return Ok(()),
             Err(e) => return Err(e),
         };
-        entry.number = self.number_for(own, lasting).unwrap_or(entry.number);
+        entry.number = self.number_for(layer, own, lasting).unwrap_or(entry.number);
         Ok(())
     }
 
     /// The number of an object: the one that it has if it is known, else the one that it should get.
-    fn number_for(&self, own: ObjKey, lasting: ObjKey) -> Option<u64> {
-        self.table.number_of(own).or_else(|| self.numbers.lasting(lasting))
+    fn number_for(&self, layer: LayerId, own: ObjKey, lasting: ObjKey) -> Option<u64> {
+        self.table.number_of(own.seen_in(layer)).or_else(|| self.numbers.lasting(lasting))
     }
 }
 

@@ -67,7 +67,8 @@ impl Union {
         let view = node.view();
         let real = view.upper.clone().ok_or(Errno::ENOENT)?;
         let mut last = self.attr_of(&held)?;
-        self.remove_from_upper(&view, &real, name, true)?;
+        self.table.remove_keys(&held);
+        self.remove_from_upper(&view, &real, name, true).inspect_err(|_| self.table.add_keys(&held))?;
         last.nlink = 0;
         self.dir_removed(&held, last);
         self.name_changed(&dir, name, None);

@@ -10,7 +10,7 @@ use crate::layer::marks::{Mark, Namespace, Redirect};
 use crate::layer::stage::Over;
 use crate::layer::upper::AsUpper;
 use crate::layer::whiteout::is_device_form;
-use crate::layer::{ObjKey, UpperDir};
+use crate::layer::{LayerId, ObjKey, UpperDir};
 use crate::name::Name;
 use crate::sys::xattr::Target;
 use crate::union::copy_up::CopyUp;
@@ -173,7 +173,16 @@ impl Union {
             }
             None => None,
         };
-        self.move_in_upper(source, target.is_some_and(|t| t.kind == FileKind::Directory), from, to)?;
+        let gone = target.filter(|t| t.kind == FileKind::Directory);
+        if let Some(gone) = gone {
+            self.table.remove_keys(gone);
+        }
+        let moved = self.move_in_upper(source, gone.is_some(), from, to);
+        if let (Err(e), Some(still)) = (moved, gone) {
+            self.table.add_keys(still);
+            return Err(e);
+        }
+        moved?;
         if let Some(target) = target {
             match last {
                 Some(last) => self.dir_removed(target, last),
@@ -336,13 +345,16 @@ impl Union {
         let staged = upper.stage_dir(0o700)?;
         upper.copy_metadata(Target::Fd(old.as_upper_fd()), &stat, &staged)?;
         upper.set_mark(&staged, Mark::Opaque, b"y")?;
+        self.table.remove_keys(target);
         upper.publish(staged, &self.stack.open_upper(&to.real)?, to.name, Over::Other)?;
         let (fresh, stat) = self.stack.new_upper_dir(&to.real, to.name)?;
         self.stack.forget_dir(&real);
-        self.table.add_key(ObjKey::from(&stat), target);
-        let mut state = dir.state.write();
-        state.upper = Some(fresh);
-        state.lowers = [].into();
+        {
+            let mut state = dir.state.write();
+            state.upper = Some(fresh);
+            state.lowers = [].into();
+        }
+        self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), target);
         Ok(())
     }
 }

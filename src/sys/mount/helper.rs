@@ -10,9 +10,8 @@ use std::process::{Command, Output, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::MsFlags;
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::unistd::{AccessFlags, eaccess};
 
 use super::{MountOptions, UnmountError};
 use crate::error::{Errno, SetupError};
@@ -25,6 +24,11 @@ const OLD_PROGRAM: &str = "fusermount";
 const PLACES: &str = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin";
 /// The variable that tells it which descriptor to answer through.
 const COMM_VARIABLE: &str = "_FUSE_COMMFD";
+/// What root allows ordinary users.
+const CONFIGURATION: &str = "/etc/fuse.conf";
+
+const ALLOW_OTHER: &str = "add the line user_allow_other to /etc/fuse.conf, or leave allow_other out";
+const OWN_DIRECTORY: &str = "mount on a directory that you own";
 
 /// The flags that it takes, and what it calls them.
 const FLAGS: [(MsFlags, &str); 7] = [
@@ -49,6 +53,25 @@ pub fn find() -> Option<PathBuf> {
 
 fn is_program(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// Finds what the helper would refuse.
+pub fn check(mountpoint: &Path, options: &MountOptions) -> Result<(), SetupError> {
+    if let Err(e) = eaccess(mountpoint, AccessFlags::W_OK) {
+        let what =
+            format!("an ordinary user can't mount on a directory without the right to write there ({})", e.desc());
+        return Err(SetupError::new(what, mountpoint, OWN_DIRECTORY));
+    }
+    // Who may not read the configuration leaves it to the helper.
+    if options.allow_other && std::fs::read_to_string(CONFIGURATION).is_ok_and(|text| !permits_allow_other(&text)) {
+        let what = "an ordinary user can't open a mount to others (allow_other)";
+        return Err(SetupError::new(what, Path::new(CONFIGURATION), ALLOW_OTHER));
+    }
+    Ok(())
+}
+
+fn permits_allow_other(configuration: &str) -> bool {
+    configuration.lines().any(|line| line.trim() == "user_allow_other")
 }
 
 /// Mounts on `mountpoint` and returns the /dev/fuse that the helper opened.
@@ -86,11 +109,11 @@ pub fn mount(program: &Path, mountpoint: &Path, options: &MountOptions) -> Resul
 fn explain(output: &Output, program: &Path, mountpoint: &Path) -> SetupError {
     let said = complaint(output);
     let advice = if said.contains("user_allow_other") {
-        "add the line user_allow_other to /etc/fuse.conf, or leave allow_other out"
+        ALLOW_OTHER
     } else if said.contains("/dev/fuse") || said.contains("fuse device") {
         "load the module with modprobe fuse, and let everybody use /dev/fuse (chmod 666 /dev/fuse)"
     } else if said.contains("write access") || said.contains("ermission denied") {
-        "mount on a directory that you own"
+        OWN_DIRECTORY
     } else {
         "see fusermount3(1), or mount in a user namespace (unshare -Urm)"
     };
@@ -175,7 +198,13 @@ pub fn unmount(program: &Path, mountpoint: &Path, lazy: bool) -> Result<(), Unmo
         return Ok(());
     }
     let said = complaint(&output);
-    if said.contains(Errno::EBUSY.desc()) { Err(UnmountError::Busy) } else { Err(UnmountError::Failed(said)) }
+    if said.contains(Errno::EBUSY.desc()) {
+        return Err(UnmountError::Busy);
+    }
+    if said.contains("not found in") {
+        return Err(UnmountError::Failed("another user has mounted it, so only they and root can".to_owned()));
+    }
+    Err(UnmountError::Failed(said))
 }
 
 fn errno_of(e: &std::io::Error) -> Errno {
@@ -209,6 +238,12 @@ mod tests {
         assert_eq!(complaint(&output("fusermount3: mount failed: Bad\n")), "mount failed: Bad");
         assert_eq!(complaint(&output("a: b\n\nc d: e\n")), "b; c d: e");
         assert_eq!(complaint(&output("")), "exit status: 1");
+    }
+
+    #[test]
+    fn the_configuration_is_read() {
+        assert!(permits_allow_other("# x\n user_allow_other \nmount_max = 3\n"));
+        assert!(!permits_allow_other("#user_allow_other\n"));
     }
 
     #[test]
