@@ -361,7 +361,13 @@ impl Mount {
         if mounted_on(&self.point).is_some() {
             let mut command = Command::new(layerfs_binary());
             command.arg("umount").arg(&self.point);
-            let ended = try_run(&mut command, Duration::from_secs(30))?;
+            let mut ended = try_run(&mut command, Duration::from_secs(30))?;
+            // A process that another test is starting holds our descriptors too, until its exec.
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while ended.stderr.contains("in use") && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+                ended = try_run(&mut command, Duration::from_secs(30))?;
+            }
             if !ended.status.success() {
                 return Err(format!("layerfs umount failed: {ended:?}"));
             }
@@ -547,8 +553,9 @@ impl KernelOverlay {
 
 impl Drop for KernelOverlay {
     fn drop(&mut self) {
-        if let Err(error) = umount2(&self.point, MntFlags::empty()) {
-            eprintln!("{:?}: {error}; detaching", self.point);
+        // Busy for a moment, if another test is starting a process just now.
+        if !eventually(1, || umount2(&self.point, MntFlags::empty()).is_ok()) {
+            faults().push((super::current(), format!("{:?} stays busy", self.point)));
             detach(&self.point);
         }
     }

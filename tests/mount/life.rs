@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Test> {
         t!(unmounted_behind_its_back).root(),
         t!(unmounting_and_mounting_at_once),
         t!(a_killed_daemon_loses_nothing_that_was_closed),
+        t!(a_mount_in_use_stays),
         t!(one_upper_one_mount),
         t!(two_unions_share_lowers),
         t!(statistics),
@@ -206,7 +207,7 @@ fn unmounted_behind_its_back() {
         union.mount();
         append(union.at("file"), "y");
         let flags = if round % 2 == 0 { MntFlags::empty() } else { MntFlags::MNT_DETACH };
-        umount2(&union.point(), flags).expect("umount");
+        assert!(eventually(1, || umount2(&union.point(), flags).is_ok()), "umount");
         let again = Mount::start(&union.command_line(), &union.root().join("mnt"));
         assert_eq!(read(union.at("file")).len(), 1 + round);
         again.umount();
@@ -246,6 +247,25 @@ fn a_killed_daemon_loses_nothing_that_was_closed() {
     assert!(!exists(union.at("d/file9")));
     union.remount();
     assert_eq!(names(union.at("d")).len(), 9);
+    union.umount();
+}
+
+fn a_mount_in_use_stays() {
+    let mut union = Union::new(1);
+    put(union.lower(0, "file"), "content");
+    union.mount();
+    let file = edit(union.at("file"));
+    let point = union.point().into_os_string();
+    let refused = layerfs(["umount".into(), point.clone()]);
+    assert!(!refused.status.success());
+    assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{refused:?}");
+    assert!(refused.stderr.contains(point.to_str().expect("a path in ASCII")), "{refused:?}");
+    assert_eq!(read(union.at("file")), "content", "nothing has happened");
+    layerfs(["umount".into(), "--lazy".into(), point.clone()]).success();
+    assert!(mounted_on(&union.point()).is_none());
+    assert_eq!(read_all(&file), "content");
+    drop(file);
+    assert!(eventually(10, || processes_of(&point).is_empty()), "the daemon ends");
     union.umount();
 }
 

@@ -144,7 +144,8 @@ fn symlinks_are_followed_or_not() {
             symlink("dir", dir.join("to-dir")).expect("symlink");
             symlink("loop2", dir.join("loop1")).expect("symlink");
             symlink("loop1", dir.join("loop2")).expect("symlink");
-            symlink("x".repeat(4095), dir.join("long")).expect("symlink");
+            // xfs takes no longer ones.
+            symlink("x".repeat(1023), dir.join("long")).expect("symlink");
             symlink("../escape/../dir/./inside", dir.join("dir/odd")).expect("symlink");
         },
         |dir| {
@@ -158,8 +159,8 @@ fn symlinks_are_followed_or_not() {
             append(dir.join("to-file"), "y");
             assert_eq!(read(dir.join("file")), "xy");
             let long = fs::read_link(dir.join("long")).expect("readlink");
-            assert_eq!(long.as_os_str().len(), 4095);
-            assert_eq!(stat(dir.join("long")).len(), 4095);
+            assert_eq!(long.as_os_str().len(), 1023);
+            assert_eq!(stat(dir.join("long")).len(), 1023);
             let odd = fs::read_link(dir.join("dir/odd")).expect("readlink");
             assert_eq!(odd, Path::new("../escape/../dir/./inside"));
             fails(fs::read_link(dir.join("file")), Errno::EINVAL);
