@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use criterion::{Bencher, Criterion, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion};
 use layerfs::union::Options;
 
 #[path = "../tests/union/fixture.rs"]
@@ -47,5 +47,8 @@ fn lookup(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, lookup);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    lookup(&mut criterion);
+    criterion.final_summary();
+}

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use common::files::*;
 use common::machine::find_program;
-use common::mount::{Ended, OtherMount, run, try_run};
+use common::mount::{Ended, run, try_run};
+use common::others::OtherMount;
 use common::tree::Tree;
 use common::union::Union;
 
@@ -23,15 +24,11 @@ const LIMIT: Duration = Duration::from_secs(900);
 const PACKAGES: [&str; 5] = ["gcc", "libc6-dev", "python3-minimal", "git", "less"];
 
 fn main() {
-    common::main(vec![
-        t!(a_system_lives_in_a_union).root().needs(not_asked_for).needs(no_debootstrap).seconds(3000),
-    ]);
+    common::main(vec![t!(a_system_lives_in_a_union).root().needs(not_asked_for).needs(no_debootstrap).seconds(3000)]);
 }
 
 fn not_asked_for() -> Option<String> {
-    std::env::var_os(GATE)
-        .is_none()
-        .then(|| format!("needs packages and a package source; tools/test-all sets {GATE}"))
+    std::env::var_os(GATE).is_none().then(|| format!("needs packages and a package source; tools/test-all sets {GATE}"))
 }
 
 fn no_debootstrap() -> Option<String> {
@@ -77,12 +74,7 @@ fn tree() -> PathBuf {
         fs::remove_dir_all(&place).expect("remove half a tree");
     }
     make_dir(&place);
-    must(
-        Command::new("debootstrap")
-            .args(["--variant=minbase", &codename()])
-            .arg(&tree)
-            .arg(mirror()),
-    );
+    must(Command::new("debootstrap").args(["--variant=minbase", &codename()]).arg(&tree).arg(mirror()));
     put(&complete, "");
     tree
 }
@@ -121,10 +113,7 @@ fn split(from: &Path, union: &Union) {
     configure(&whole);
     let children = |path: &str, but: &[&str]| -> Vec<PathBuf> {
         let names = names(whole.join(path)).into_iter();
-        names
-            .filter(|name| !but.contains(&name.as_str()))
-            .map(|name| Path::new(path).join(name))
-            .collect()
+        names.filter(|name| !but.contains(&name.as_str())).map(|name| Path::new(path).join(name)).collect()
     };
     let parts = [
         (1, children("", &["usr", "var"])),
@@ -172,9 +161,7 @@ struct System {
 
 impl System {
     fn start(root: PathBuf) -> System {
-        let mounts = ["proc", "dev"]
-            .map(|name| OtherMount::bind(&Path::new("/").join(name), &root.join(name)))
-            .into();
+        let mounts = ["proc", "dev"].map(|name| OtherMount::bind(&Path::new("/").join(name), &root.join(name))).into();
         System { root, mounts }
     }
 

@@ -12,7 +12,8 @@ use std::process::Command;
 
 use common::files::*;
 use common::machine::layerfs_binary;
-use common::mount::{Ended, Mount, OtherMount, layerfs, run};
+use common::mount::{Ended, Mount, layerfs, run};
+use common::others::OtherMount;
 use common::tree::Tree;
 use common::union::Union;
 
@@ -105,8 +106,7 @@ fn a_missing_upper() {
     let [lower, _, work] = usual(&union);
     let missing = union.root().join("missing");
     refused(&union, &layers(&lower, &missing, &work), &union.point(), &[text(&missing)]);
-    let arguments: Vec<OsString> =
-        ["--lower".into(), lower.into(), "--upper".into(), missing.clone().into()].into();
+    let arguments: Vec<OsString> = ["--lower".into(), lower.into(), "--upper".into(), missing.clone().into()].into();
     refused(&union, &arguments, &union.point(), &[text(&missing)]);
 }
 
@@ -157,9 +157,8 @@ fn layers_in_each_other() {
         let arguments = layers(lower, upper, work);
         let named = [lower, upper, work].map(|path| text(path));
         let before = Tree::of(union.root());
-        let ended = Mount::attempt(&arguments, &union.point())
-            .err()
-            .unwrap_or_else(|| panic!("mounted with {arguments:?}"));
+        let ended =
+            Mount::attempt(&arguments, &union.point()).err().unwrap_or_else(|| panic!("mounted with {arguments:?}"));
         assert_message(&ended, &[]);
         assert!(named.iter().any(|path| ended.stderr.contains(path)), "{}", ended.stderr);
         before.assert_same(&Tree::of(union.root()), "after a refusal");
@@ -217,8 +216,7 @@ fn no_lower_at_all() {
 fn a_work_without_an_upper() {
     let union = Union::new(1);
     let [lower, _, work] = usual(&union);
-    let arguments: Vec<OsString> =
-        ["--lower".into(), lower.into(), "--work".into(), work.into()].into();
+    let arguments: Vec<OsString> = ["--lower".into(), lower.into(), "--work".into(), work.into()].into();
     let ended = Mount::attempt(&arguments, &union.point()).err().expect("a refusal");
     assert!(ended.stderr.contains("--upper"), "{}", ended.stderr);
 }

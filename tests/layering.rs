@@ -169,17 +169,12 @@ fn uses(source: &Source) -> Vec<String> {
 
 /// Whether a word stands in the code.
 fn has_word(code: &str, word: &str) -> bool {
-    code.match_indices(word).any(|(at, _)| {
-        !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word)
-    })
+    code.match_indices(word)
+        .any(|(at, _)| !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word))
 }
 
 fn files_with(word: &str) -> Vec<PathBuf> {
-    sources()
-        .into_iter()
-        .filter(|source| has_word(&source.code, word))
-        .map(|source| source.path)
-        .collect()
+    sources().into_iter().filter(|source| has_word(&source.code, word)).map(|source| source.path).collect()
 }
 
 #[test]
@@ -206,15 +201,13 @@ fn imports_point_downward() {
 
 #[test]
 fn only_fuse_knows_the_transport() {
-    let outside: Vec<PathBuf> =
-        files_with("fuser").into_iter().filter(|path| !path.starts_with("fuse")).collect();
+    let outside: Vec<PathBuf> = files_with("fuser").into_iter().filter(|path| !path.starts_with("fuse")).collect();
     assert!(outside.is_empty(), "{outside:?}");
 }
 
 #[test]
 fn only_sys_is_unsafe() {
-    let outside: Vec<PathBuf> =
-        files_with("unsafe").into_iter().filter(|path| !path.starts_with("sys")).collect();
+    let outside: Vec<PathBuf> = files_with("unsafe").into_iter().filter(|path| !path.starts_with("sys")).collect();
     assert!(outside.is_empty(), "{outside:?}");
 }
 

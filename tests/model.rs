@@ -20,32 +20,30 @@ mod model {
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
 use model::generators::{Case, case};
-use model::harness::{Mode, run};
+use model::harness::run;
 
-/// The sequences of one test, unless `PROPTEST_CASES` says otherwise: what a debug build does in half a minute.
-const CASES: u32 = 100;
-/// The longest sequence.
-const LENGTH: usize = 40;
-
-fn sequences(mode: Mode) {
+/// Runs `cases` sequences of up to `length` operations; `PROPTEST_CASES` has the last word on how many.
+fn sequences(cases: u32, length: usize) {
     let mut config = Config { failure_persistence: None, max_shrink_iters: 5000, ..Config::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = CASES;
+        config.cases = cases;
     }
     let mut runner = TestRunner::new(config);
-    match runner.run(&case(LENGTH), |case: Case| run(&case, mode).map_err(TestCaseError::fail)) {
+    match runner.run(&case(length), |case: Case| run(&case).map_err(TestCaseError::fail)) {
         Ok(()) => {}
-        Err(TestError::Fail(reason, case)) => panic!("{mode:?}: {reason}\n{case:?}"),
-        Err(TestError::Abort(reason)) => panic!("{mode:?}: {reason}"),
+        Err(TestError::Fail(reason, case)) => panic!("{reason}\n{case:?}"),
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
 }
 
+// The numbers are what a debug build does in half a minute.
+
 #[test]
-fn sequences_with_remounts() {
-    sequences(Mode::Remounts);
+fn short_sequences_on_many_layers() {
+    sequences(700, 12);
 }
 
 #[test]
-fn sequences_with_hard_links_in_lowers() {
-    sequences(Mode::HardLinks);
+fn long_sequences() {
+    sequences(200, 60);
 }

@@ -11,6 +11,8 @@ mod identity;
 mod interop;
 #[path = "mount/life.rs"]
 mod life;
+#[path = "mount/marks.rs"]
+mod marks;
 #[path = "mount/open_files.rs"]
 mod open_files;
 #[path = "mount/rename.rs"]
@@ -21,6 +23,7 @@ mod view;
 fn main() {
     let lists = [
         view::tests(),
+        marks::tests(),
         copy_up::tests(),
         rename::tests(),
         identity::tests(),

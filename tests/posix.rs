@@ -1,13 +1,13 @@
 //! Each operation with the answers and errors that the man pages give. Most tests run four times:
 //! in a plain directory, on lower objects, on upper objects and on ones made through the mount.
 
-mod common;
 #[path = "posix/access.rs"]
 mod access;
 #[path = "posix/acl.rs"]
 mod acl;
 #[path = "posix/attributes.rs"]
 mod attributes;
+mod common;
 #[path = "posix/data.rs"]
 mod data;
 #[path = "posix/listing.rs"]

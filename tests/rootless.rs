@@ -13,6 +13,8 @@ mod deep;
 mod identity;
 #[path = "mount/life.rs"]
 mod life;
+#[path = "mount/marks.rs"]
+mod marks;
 #[path = "mount/open_files.rs"]
 mod open_files;
 #[path = "mount/rename.rs"]
@@ -31,7 +33,8 @@ use nix::unistd::geteuid;
 
 use common::files::*;
 use common::machine::{find_program, layerfs_binary, not_root, scratch, user_ids};
-use common::mount::{KernelOverlay, try_run};
+use common::mount::try_run;
+use common::others::KernelOverlay;
 use common::tree::Tree;
 use common::union::Union;
 
@@ -48,6 +51,7 @@ fn main() {
     }
     let lists = [
         view::tests(),
+        marks::tests(),
         copy_up::tests(),
         rename::tests(),
         identity::tests(),
@@ -66,8 +70,7 @@ fn user() -> Option<(u32, u32)> {
 }
 
 fn no_user() -> Option<String> {
-    (geteuid().is_root() && user().is_none())
-        .then(|| "there is no user `tester`: useradd -m tester".to_owned())
+    (geteuid().is_root() && user().is_none()).then(|| "there is no user `tester`: useradd -m tester".to_owned())
 }
 
 fn no_namespace() -> Option<String> {
@@ -158,14 +161,8 @@ fn the_kernel_reads_an_upper_with_user_marks() {
     fs::rename(union.at("moved"), union.at("d/moved")).expect("rename");
     let shown = Tree::of(&union.at("")).portable();
     union.umount();
-    let kernel = KernelOverlay::start(
-        union.lowers(),
-        &union.upper(""),
-        &union.work(""),
-        "userxattr",
-        &union.point(),
-    )
-    .unwrap_or_else(|error| panic!("the kernel's overlay refuses: {error}"));
+    let kernel = KernelOverlay::start(union.lowers(), &union.upper(""), &union.work(""), "userxattr", &union.point())
+        .unwrap_or_else(|error| panic!("the kernel's overlay refuses: {error}"));
     let theirs = Tree::of(&union.point()).portable();
     kernel.umount();
     shown.assert_same(&theirs, "the kernel's overlay with userxattr");

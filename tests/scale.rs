@@ -46,8 +46,7 @@ fn three_hundred_lowers_mount_at_once() {
 }
 
 fn files() -> usize {
-    std::env::var("LAYERFS_SCALE_FILES")
-        .map_or(20_000, |text| text.parse().expect("a number in LAYERFS_SCALE_FILES"))
+    std::env::var("LAYERFS_SCALE_FILES").map_or(20_000, |text| text.parse().expect("a number in LAYERFS_SCALE_FILES"))
 }
 
 /// A line of /proc/PID/status in bytes.
@@ -89,11 +88,7 @@ fn a_walk_needs_little_and_gives_it_back() {
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        let walked = Command::new("find")
-            .arg(union.point())
-            .arg("-ls")
-            .stdout(Stdio::null())
-            .status();
+        let walked = Command::new("find").arg(union.point()).arg("-ls").stdout(Stdio::null()).status();
         done.store(true, Ordering::Relaxed);
         assert!(walked.expect("find").success());
     });

@@ -28,6 +28,10 @@ pub enum Mark {
     Impure,
     /// The file has metadata only, its data is in lower.
     Metacopy,
+    /// How many names a copy has whose lower object has several.
+    Nlink,
+    /// How many names of a lower object without a copy are gone; in the work directory only.
+    Covered,
     /// The regular file stands for a device 0:0, which as itself would be a whiteout.
     Device,
 }
@@ -41,12 +45,16 @@ impl Namespace {
             (Self::Trusted, Mark::Origin) => c"trusted.overlay.origin",
             (Self::Trusted, Mark::Impure) => c"trusted.overlay.impure",
             (Self::Trusted, Mark::Metacopy) => c"trusted.overlay.metacopy",
+            (Self::Trusted, Mark::Nlink) => c"trusted.overlay.nlink",
+            (Self::Trusted, Mark::Covered) => c"trusted.overlay.layerfs.covered",
             (Self::Trusted, Mark::Device) => c"trusted.overlay.layerfs.device",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
             (Self::User, Mark::Redirect) => c"user.overlay.redirect",
             (Self::User, Mark::Origin) => c"user.overlay.origin",
             (Self::User, Mark::Impure) => c"user.overlay.impure",
             (Self::User, Mark::Metacopy) => c"user.overlay.metacopy",
+            (Self::User, Mark::Nlink) => c"user.overlay.nlink",
+            (Self::User, Mark::Covered) => c"user.overlay.layerfs.covered",
             (Self::User, Mark::Device) => c"user.overlay.layerfs.device",
         }
     }

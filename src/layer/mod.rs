@@ -1,6 +1,7 @@
 //! What lies on disk: the stack of layers, real objects in them, the marks, and the one type that can change a layer.
 
 pub mod busy;
+pub mod index;
 pub mod marks;
 pub mod object_marks;
 pub mod origin;

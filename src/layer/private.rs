@@ -72,13 +72,26 @@ impl PrivateMarks {
         if self.0.lock().marks.is_empty() {
             return None;
         }
-        let key = (handle::of(dir, name.as_cstr()).ok()?, code(mark)?);
-        self.0.lock().marks.get(&key).cloned()
+        self.get_handle(&handle::of(dir, name.as_cstr()).ok()?, mark)
+    }
+
+    /// A mark of the object with a handle.
+    pub(super) fn get_handle(&self, handle: &FileHandle, mark: Mark) -> Option<Vec<u8>> {
+        self.0.lock().marks.get(&(handle.clone(), code(mark)?)).cloned()
+    }
+
+    /// Whether any object has a mark.
+    pub(super) fn has(&self, mark: Mark) -> bool {
+        self.0.lock().marks.keys().any(|(_, m)| Some(*m) == code(mark))
     }
 
     /// Sets a mark of the object behind a descriptor.
     pub(super) fn set(&self, dir: BorrowedFd<'_>, object: BorrowedFd<'_>, mark: Mark, value: &[u8]) -> Result<()> {
-        let handle = handle::of(object, c"")?;
+        self.set_handle(dir, &handle::of(object, c"")?, mark, value)
+    }
+
+    /// Sets a mark of the object with a handle.
+    pub(super) fn set_handle(&self, dir: BorrowedFd<'_>, handle: &FileHandle, mark: Mark, value: &[u8]) -> Result<()> {
         let mark = code(mark).ok_or(Errno::EOPNOTSUPP)?;
         let record = Record {
             version: VERSION,
@@ -93,16 +106,18 @@ impl PrivateMarks {
         }
         let log = inner.log.as_mut().ok_or(Errno::EIO)?;
         log.write_all(&encode(&record)?).map_err(errno)?;
-        inner.marks.insert((handle, mark), value.to_vec());
+        inner.marks.insert((handle.clone(), mark), value.to_vec());
         Ok(())
     }
 }
 
-/// The marks that objects of every kind can have.
+/// The marks that stand here, and how.
 fn code(mark: Mark) -> Option<u8> {
     match mark {
         Mark::Origin => Some(1),
         Mark::Redirect => Some(2),
+        Mark::Nlink => Some(3),
+        Mark::Covered => Some(4),
         _ => None,
     }
 }

@@ -3,7 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::{OFlag, RenameFlags};
 use nix::sys::stat::Mode;
@@ -71,9 +72,13 @@ impl UpperObject {
 /// The writable layer with its work directory.
 #[derive(Debug)]
 pub struct Upper {
-    work: WorkDir,
-    namespace: Namespace,
-    private: PrivateMarks,
+    pub(super) work: WorkDir,
+    pub(super) namespace: Namespace,
+    pub(super) private: PrivateMarks,
+    /// The directory of the index, once it exists.
+    pub(super) index: OnceLock<OwnedFd>,
+    /// Whether it was looked for in vain; only we make it.
+    pub(super) no_index: AtomicBool,
     stager: Stager,
     /// Whether the shared whiteout exists; held while it is renewed.
     whiteout: Mutex<bool>,
@@ -163,7 +168,15 @@ impl Upper {
             let path = std::path::Path::new("layerfs/marks in the work directory");
             SetupError::new(format!("can't read the private marks ({e})"), path, "check its owner and mode")
         })?;
-        Ok(Self { work, namespace, private, stager: Stager::default(), whiteout: Mutex::new(false) })
+        Ok(Self {
+            work,
+            namespace,
+            private,
+            stager: Stager::default(),
+            index: OnceLock::new(),
+            no_index: AtomicBool::new(false),
+            whiteout: Mutex::new(false),
+        })
     }
 
     /// The clean end: nothing is left that a kernel overlay would stumble over.

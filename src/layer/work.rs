@@ -100,6 +100,11 @@ fn open_in_clone(upper: &Path, work: &Path, plain: &(OwnedFd, OwnedFd)) -> Optio
 }
 
 impl WorkDir {
+    /// W itself.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     /// Puts the sign of unfinished changes on disk, before the first change of a mount.
     pub fn begin(&self) -> Result<()> {
         if self.begun.load(Ordering::Acquire) {

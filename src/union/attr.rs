@@ -262,6 +262,9 @@ impl Union {
                 if change.size.is_some() && inode.kind != FileKind::Regular {
                     return Err(Errno::EINVAL);
                 }
+                if self.changes_nothing(&inode, change)? {
+                    return self.attr_of(&inode);
+                }
                 let copy = match change.size {
                     Some(0) => CopyUp::WithoutData,
                     Some(_) => CopyUp::Whole,
@@ -272,6 +275,16 @@ impl Union {
             }
         }
         self.attr_of(&inode)
+    }
+
+    /// Under writeback the kernel tells its own times after any change of the inode, an unlink for instance, also when the
+    /// time of modification is what it was. That is no reason to copy a lower file up.
+    fn changes_nothing(&self, inode: &Inode, change: &SetAttr) -> Result<bool> {
+        let (Some(SetTime::At(mtime)), Node::Other(file)) = (change.mtime, &inode.node) else { return Ok(false) };
+        if file.read().layer.is_upper() || *change != (SetAttr { mtime: change.mtime, ..SetAttr::default() }) {
+            return Ok(false);
+        }
+        Ok(self.stat_file(inode)?.mtime == (mtime.sec, mtime.nsec))
     }
 
     fn set_file_attr(&self, upper: &Upper, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {

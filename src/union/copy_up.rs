@@ -7,6 +7,7 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
+use crate::layer::origin::Origin;
 use crate::layer::stage::{CopyKind, Over, Staged};
 use crate::layer::upper::UpperObject;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
@@ -146,7 +147,8 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
-        let (staged, stat) = self.stage_copy(inode, &dir, &name, lower_key, copy)?;
+        let origin = self.stack.origin_of(&dir, &name)?;
+        let (staged, stat) = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
         let mut staged = Some(staged);
         loop {
             let link = file.read().links.as_slice().first().cloned();
@@ -154,6 +156,10 @@ impl Union {
                 // Unlinked, but still open somewhere: its copy needs no name.
                 let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?)?;
                 self.switch_to_copy(inode, &object, lower_key, &stat)?;
+                if stat.nlink > 1 && self.has_uncovered_names(inode) {
+                    self.unpin(inode);
+                    return self.index_copy(inode, &object, &stat, origin.as_ref());
+                }
                 self.pin_object(inode, object);
                 return Ok(());
             };
@@ -166,8 +172,7 @@ impl Union {
             let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
             self.switch_to_copy(inode, &object, lower_key, &stat)?;
             if stat.nlink > 1 {
-                self.hard_links.cover(lower_key, stat.nlink);
-                self.hard_links.copied(lower_key, inode);
+                self.index_copy(inode, &object, &stat, origin.as_ref())?;
             }
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
             return Ok(());
@@ -229,9 +234,11 @@ impl Union {
         inode: &Inode,
         dir: &Arc<RealDir>,
         name: &Name,
-        key: ObjKey,
+        origin: Option<&Origin>,
         copy: CopyUp,
     ) -> Result<(Staged<'_>, Stat)> {
+        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
+        let key = file.read().key;
         let upper = self.stack.upper()?;
         let lower = self.stack.open_path(dir, name, key)?;
         let stat = sys::file::stat(&lower)?;
@@ -250,11 +257,8 @@ impl Union {
             self.counters.copied_bytes(kind, stat.size);
         }
         upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
-        // Only a file with one name keeps its number by the mark: of several names each would claim it.
-        if stat.nlink == 1 {
-            if let Some(origin) = self.stack.origin_of(dir, name)?.and_then(|o| o.encode()) {
-                upper.set_mark(&staged, Mark::Origin, &origin)?;
-            }
+        if let Some(origin) = origin.and_then(Origin::encode) {
+            upper.set_mark(&staged, Mark::Origin, &origin)?;
         }
         if inode.kind == FileKind::Regular && stat.size > 0 && !self.options.volatile {
             // A name must never show a half-filled copy after a power loss.

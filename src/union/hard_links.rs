@@ -1,25 +1,32 @@
-//! Names of one lower inode with several links stay one inode of the union, for the life of the mount.
+//! Names of one lower inode with several links stay one inode of the union, also after a remount.
+//!
+//! Its copy is found by the index (`layer::index`) from names that are still the lower's: "uncovered" ones. How many of
+//! them are left is counted here, and kept on disk with the copy, or in the work directory while there is no copy.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::Result;
-use crate::layer::ObjKey;
+use crate::error::{Errno, Result};
+use crate::layer::marks::Mark;
+use crate::layer::origin::Origin;
+use crate::layer::upper::UpperObject;
+use crate::layer::{ObjKey, RealDir, index};
+use crate::name::Name;
+use crate::sys;
 use crate::sys::file::Stat;
 use crate::union::Union;
 use crate::union::inode::{Inode, Node};
 use crate::union::pin::Pin;
 
 /// What became of a lower inode with several names.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Record {
-    /// How many of its names no longer show it: removed, or names of its copy in upper.
-    covered: u32,
-    /// Its number of names in lower.
-    lower_links: u32,
-    /// Its copy; kept known, so that a name that is looked up later finds it.
+    /// How many of its names still show it, or stand for its copy without being names of that.
+    uncovered: u32,
+    /// Its copy, kept known where there is no index to find it by.
     copy: Option<Arc<Inode>>,
 }
 
@@ -28,31 +35,167 @@ struct Record {
 pub(super) struct HardLinks(Mutex<HashMap<ObjKey, Record>>);
 
 impl HardLinks {
-    /// A name of a lower inode is covered: by a whiteout, or by a link to its copy.
-    pub(super) fn cover(&self, lower: ObjKey, lower_links: u32) {
+    /// A name of a lower inode is covered: by a whiteout, or by a link to its copy. Returns how many are left.
+    fn cover(&self, lower: ObjKey, lower_links: u32) -> u32 {
         let mut records = self.0.lock();
-        let record = records.entry(lower).or_default();
-        record.lower_links = lower_links.max(record.lower_links);
-        record.covered += 1;
+        let record = records.entry(lower).or_insert(Record { uncovered: lower_links, copy: None });
+        record.uncovered = record.uncovered.saturating_sub(1);
+        record.uncovered
     }
 
-    /// Remembers the copy of a lower inode; it counts as known once more from then on.
-    pub(super) fn copied(&self, lower: ObjKey, copy: &Arc<Inode>) {
-        let mut records = self.0.lock();
-        let record = records.entry(lower).or_default();
-        if record.copy.is_none() {
+    /// What the disk says of a lower inode that nothing is known of yet.
+    fn restore(&self, lower: ObjKey, uncovered: u32) {
+        self.0.lock().entry(lower).or_insert(Record { uncovered, copy: None });
+    }
+
+    fn keep(&self, lower: ObjKey, copy: &Arc<Inode>) {
+        if let Some(record) = self.0.lock().get_mut(&lower).filter(|r| r.copy.is_none()) {
             copy.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             record.copy = Some(copy.clone());
         }
     }
 
-    /// How many names still show the lower inode itself.
     fn uncovered(&self, lower: ObjKey) -> Option<u32> {
-        self.0.lock().get(&lower).map(|r| r.lower_links.saturating_sub(r.covered))
+        self.0.lock().get(&lower).map(|r| r.uncovered)
     }
 }
 
+/// The copy of a lower object with several names, as the index has it.
+#[derive(Clone, Debug)]
+pub(super) struct Indexed {
+    /// Its name in the index.
+    pub name: Name,
+    /// The copy's status.
+    pub stat: Stat,
+    /// The lower object.
+    pub lower: ObjKey,
+}
+
 impl Union {
+    /// The copy that the index has of a lower object, whose status is `lower`.
+    pub(super) fn find_indexed(&self, origin: &Origin, lower: &Stat) -> Result<Option<Indexed>> {
+        let (Ok(upper), Some(name)) = (self.stack.upper(), index::name_of(origin)) else { return Ok(None) };
+        let Some(stat) = upper.indexed(&name)?.filter(|stat| stat.format() == lower.format()) else { return Ok(None) };
+        let lower_key = ObjKey::from(lower);
+        if self.hard_links.uncovered(lower_key).is_none() {
+            let own = stat.nlink.saturating_sub(1);
+            let value = upper.indexed_mark(&name, Mark::Nlink)?;
+            let links = value.and_then(|v| index::parse_links(&v, stat.nlink, lower.nlink));
+            self.hard_links.restore(lower_key, links.unwrap_or(own).saturating_sub(own));
+        }
+        Ok(Some(Indexed { name, stat, lower: lower_key }))
+    }
+
+    /// As [`Union::find_indexed`], of a lower object with several names; recalls which of them are gone.
+    pub(super) fn find_copy(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat) -> Result<Option<Indexed>> {
+        let Ok(upper) = self.stack.upper() else { return Ok(None) };
+        if !upper.knows_hard_links()? {
+            return Ok(None);
+        }
+        let Some(origin) = self.stack.origin_of(dir, name)? else { return Ok(None) };
+        let copy = self.find_indexed(&origin, stat)?;
+        if copy.is_none() {
+            if let Some(covered) = upper.covered(&origin) {
+                self.hard_links.restore(stat.into(), stat.nlink.saturating_sub(covered));
+            }
+        }
+        Ok(copy)
+    }
+
+    /// Puts a fresh copy of a lower object with several names into the index.
+    pub(super) fn index_copy(
+        &self,
+        inode: &Arc<Inode>,
+        object: &UpperObject,
+        lower: &Stat,
+        origin: Option<&Origin>,
+    ) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        let lower_key = ObjKey::from(lower);
+        match file.read().links.as_slice().is_empty() {
+            // Its own name was covered by a whiteout before; the others are left.
+            true => self.hard_links.restore(lower_key, lower.nlink),
+            false => drop(self.hard_links.cover(lower_key, lower.nlink)),
+        }
+        let added = match origin.and_then(index::name_of) {
+            Some(name) => self.stack.upper()?.add_to_index(object, &name).map(|()| name),
+            None => Err(Errno::EOPNOTSUPP),
+        };
+        match added {
+            Ok(name) => file.write().rare_mut().index = Some(name),
+            Err(e) => {
+                log::debug!("a copy has no place in the index ({e}): its names are one file until unmount");
+                self.hard_links.keep(lower_key, inode);
+            }
+        }
+        self.store_links(inode)
+    }
+
+    /// Writes down how many names an inode has, for the next mount.
+    fn store_links(&self, inode: &Inode) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        if file.read().index().is_none() {
+            return Ok(());
+        }
+        let object = self.upper_object(inode)?;
+        let stat = sys::file::stat(object.as_fd())?;
+        let diff = i64::from(self.link_count(inode, &stat)) - i64::from(stat.nlink);
+        self.stack.upper()?.set_mark(&object, Mark::Nlink, format!("U{diff:+}").as_bytes())
+    }
+
+    /// Keeps account of a new name of an inode.
+    pub(super) fn gained_name(&self, inode: &Inode) -> Result<()> {
+        self.store_links(inode)
+    }
+
+    /// Keeps account of a name that an inode lost; `uncovered`: it was still the lower's. `lower`: where that is.
+    pub(super) fn account_lost_name(
+        &self,
+        inode: &Inode,
+        uncovered: bool,
+        lower: Option<&(Arc<RealDir>, Name)>,
+    ) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        let (layer, key, lower_key, hard_linked) = {
+            let file = file.read();
+            (file.layer, file.key, file.lower_key(), file.hard_linked)
+        };
+        if !hard_linked {
+            return Ok(());
+        }
+        if !layer.is_upper() {
+            let links = self.stat_file(inode)?.nlink;
+            let left = self.hard_links.cover(key, links);
+            if let Some((dir, name)) = lower {
+                if let Some(origin) = self.stack.origin_of(dir, name)? {
+                    self.stack.upper()?.set_covered(&origin, links.saturating_sub(left))?;
+                }
+            }
+            return Ok(());
+        }
+        if let Some(lower) = lower_key.filter(|_| uncovered) {
+            self.hard_links.cover(lower, 0);
+        }
+        self.leave_index_if_nameless(inode)?;
+        self.store_links(inode)
+    }
+
+    /// Takes an inode that lost its last name out of the index; who has it open keeps it.
+    fn leave_index_if_nameless(&self, inode: &Inode) -> Result<()> {
+        let Node::Other(file) = &inode.node else { return Ok(()) };
+        let Some(name) = file.read().index().cloned() else { return Ok(()) };
+        let stat = self.stat_file(inode)?;
+        if self.link_count(inode, &stat) > 0 {
+            return Ok(());
+        }
+        let object = self.upper_object(inode)?;
+        if file.read().pin().is_none() {
+            self.pin_object(inode, object);
+        }
+        file.write().rare_mut().index = None;
+        self.stack.upper()?.remove_from_index(&name)
+    }
+
     /// Whether a copied-up inode has names, known or not, that are still the lower's.
     pub(super) fn has_uncovered_names(&self, inode: &Inode) -> bool {
         let Node::Other(file) = &inode.node else { return false };
@@ -66,18 +209,15 @@ impl Union {
     /// The number of names of an inode that is no directory.
     pub(super) fn link_count(&self, inode: &Inode, st: &Stat) -> u32 {
         let Node::Other(file) = &inode.node else { return st.nlink };
-        let (layer, key, lower_key, hard_linked, no_name, parked) = {
-            let file = file.read();
-            let parked = matches!(file.pin(), Some(Pin::Parked));
-            (file.layer, file.key, file.lower_key(), file.hard_linked, file.links.as_slice().is_empty(), parked)
-        };
-        if layer.is_upper() {
-            let aliases = lower_key.filter(|_| hard_linked).and_then(|key| self.hard_links.uncovered(key));
-            return st.nlink.saturating_sub(u32::from(parked)) + aliases.unwrap_or(0);
+        let file = file.read();
+        if file.layer.is_upper() {
+            let aliases = file.lower_key().filter(|_| file.hard_linked).and_then(|key| self.hard_links.uncovered(key));
+            let ours = u32::from(matches!(file.pin(), Some(Pin::Parked))) + u32::from(file.index().is_some());
+            return st.nlink.saturating_sub(ours) + aliases.unwrap_or(0);
         }
-        match self.hard_links.uncovered(key) {
+        match self.hard_links.uncovered(file.key) {
             Some(left) => left,
-            None if no_name => 0,
+            None if file.links.as_slice().is_empty() => 0,
             None => st.nlink,
         }
     }
@@ -98,18 +238,23 @@ impl Union {
             let Some(parent) = link.parent.as_dir() else { return Ok(()) };
             let _renames = self.renames.read_recursive();
             let _names = parent.names.write();
-            if !inode.has_link(&link.parent, &link.name) {
+            let still = file.read().links.as_slice().iter().any(|l| l.uncovered && l.is(&link.parent, &link.name));
+            if !still {
                 continue;
             }
+            self.stack.set_impure(&dir)?;
             self.keeping_times(&dir, || upper.link(&object, &dir_fd, &link.name))?;
             if let Some(lower) = lower_key {
                 self.hard_links.cover(lower, 0);
             }
-            if let Some(l) = file.write().links.as_mut_slice().iter_mut().find(|l| l.is(&link.parent, &link.name)) {
+            let mut state = file.write();
+            if let Some(l) = state.links.as_mut_slice().iter_mut().find(|l| l.is(&link.parent, &link.name)) {
                 l.uncovered = false;
             }
+            drop(state);
             self.unpin(inode);
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
+            self.store_links(inode)?;
         }
     }
 }

@@ -211,6 +211,8 @@ pub(super) struct FileState {
 pub(super) struct Rare {
     /// The lower object that it was in this mount, before its copy-up.
     pub lower_key: Option<ObjKey>,
+    /// Its name in the index, if it is a copy of a lower object with several names.
+    pub index: Option<Name>,
     /// What keeps it reachable without a name.
     pub pin: Option<Pin>,
     /// Where its data is, while upper has its metadata only (metacopy).
@@ -244,6 +246,11 @@ impl FileState {
     /// What keeps it reachable without a name.
     pub fn pin(&self) -> Option<&Pin> {
         self.rare().and_then(|rare| rare.pin.as_ref())
+    }
+
+    /// Its name in the index.
+    pub fn index(&self) -> Option<&Name> {
+        self.rare().and_then(|rare| rare.index.as_ref())
     }
 
     /// The lower object that it was before its copy-up.

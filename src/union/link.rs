@@ -70,6 +70,6 @@ impl Union {
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));
-        Ok(())
+        self.gained_name(inode)
     }
 }

@@ -14,6 +14,7 @@ use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
 use crate::union::cache::Known;
+use crate::union::hard_links::Indexed;
 use crate::union::inode::{DirNode, DirState, DirView, FileState, Inode, Links, LowerData, Node, Rare};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union, is_reserved};
@@ -51,6 +52,8 @@ pub(super) struct FoundFile {
     pub origin: Option<ObjKey>,
     /// Where its data is, if it is a metadata copy.
     pub data: Option<LowerData>,
+    /// The copy of a lower object with several names that this is, or stands for.
+    pub indexed: Option<Indexed>,
 }
 
 impl Found {
@@ -238,11 +241,20 @@ impl Union {
         } else {
             None
         };
-        let origin = match self.stack.as_upper(dir) {
-            Some(_) => self.verified_origin(view, name, &stat, &marks)?,
-            None => None,
-        };
-        Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data }))
+        let (mut origin, mut indexed) = (None, None);
+        if dir.layer.is_upper() {
+            let lower = self.verified_origin(view, name, &stat, &marks)?;
+            if let (Some(lower), Some(mark)) = (lower.filter(|l| l.nlink > 1), &marks.origin) {
+                indexed = self.find_indexed(mark, &lower)?.filter(|i| ObjKey::from(&i.stat) == ObjKey::from(&stat));
+            }
+            // Of an origin with several names each could claim the number, but for the one in the index.
+            origin = lower.filter(|l| l.nlink == 1 || indexed.is_some()).map(|l| ObjKey::from(&l));
+        } else if stat.nlink > 1 {
+            indexed = self.find_copy(dir, name, &stat)?;
+            origin = indexed.as_ref().map(|copy| copy.lower);
+        }
+        let stat = indexed.as_ref().map_or(stat, |copy| copy.stat);
+        Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data, indexed }))
     }
 
     /// The lower file that has the data of a metadata copy.
@@ -356,15 +368,15 @@ impl Union {
         self.find_in_lowers(&parents, last, dirs_only)
     }
 
-    /// The lower object that an object of upper was copied from, if its mark holds: it exists, is of the same type, and
-    /// has no other name. Stale and forged marks count for nothing.
-    fn verified_origin(&self, view: &DirView, name: &Name, st: &Stat, marks: &FileMarks) -> Result<Option<ObjKey>> {
+    /// The lower object that an object of upper was copied from, if its mark holds: it exists and is of the same type.
+    /// Stale and forged marks count for nothing.
+    fn verified_origin(&self, view: &DirView, name: &Name, st: &Stat, marks: &FileMarks) -> Result<Option<Stat>> {
         let Some(origin) = &marks.origin else { return Ok(None) };
         let lower = match self.stack.resolve_origin(origin) {
             Some(lower) => Some(lower),
             None => self.find_origin(view, name, origin, marks.redirect.as_ref())?,
         };
-        Ok(lower.filter(|l| l.format() == st.format() && l.nlink == 1).map(|l| ObjKey::from(&l)))
+        Ok(lower.filter(|l| l.format() == st.format()))
     }
 
     /// Without the privilege to open by handle: the origin is where the name, or the redirect, says, or it doesn't count.
@@ -423,29 +435,20 @@ impl Union {
 
     fn intern_file(&self, parent: &Arc<Inode>, name: &Name, found: &FoundFile) -> (Held<'_>, bool) {
         let key = ObjKey::from(&found.stat);
+        let layer = if found.indexed.is_some() { LayerId::UPPER } else { found.dir.layer };
         let wanted = self.numbers.lasting(found.origin.unwrap_or(key));
         let (inode, new) = self.table.intern(
-            key.seen_in(found.dir.layer),
+            key.seen_in(layer),
             wanted,
             || self.numbers.reserve(),
-            |number| {
-                let rare = found.data.clone().map(|data| Box::new(Rare { data: Some(data), ..Rare::default() }));
-                let state = FileState {
-                    layer: found.dir.layer,
-                    key,
-                    hard_linked: found.stat.nlink > 1 && !found.dir.layer.is_upper(),
-                    links: Links::None,
-                    rare,
-                };
-                Inode::new(number, found.kind, Node::Other(RwLock::new(state)))
-            },
+            |number| Inode::new(number, found.kind, Node::Other(RwLock::new(new_file(layer, key, found)))),
         );
         let mut current = true;
         if let Node::Other(file) = &inode.node {
-            let copied = file.read().layer.is_upper() && !found.dir.layer.is_upper();
+            let uncovered = file.read().layer.is_upper() && !found.dir.layer.is_upper();
             current = file.read().key == key;
-            inode.add_link(parent, name, copied);
-            if !new && !copied {
+            inode.add_link(parent, name, uncovered);
+            if !new && !uncovered {
                 // A name leads to it again: whatever kept it reachable without one may go.
                 self.unpin(&inode);
             }
@@ -466,11 +469,27 @@ impl Union {
             let real = RealDir::child(dir, name, st);
             Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st })
         } else {
-            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None, data: None })
+            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None, data: None, indexed: None })
         };
         let (held, _) = self.intern(parent, name, found)?;
         self.name_changed(parent, name, Some((kind, held.number)));
         self.cache.put(parent.id, name, Known::At(LayerId::UPPER));
         Ok(held.keep())
+    }
+}
+
+fn new_file(layer: LayerId, key: ObjKey, found: &FoundFile) -> FileState {
+    let mut rare = Rare { data: found.data.clone(), ..Rare::default() };
+    if let Some(copy) = &found.indexed {
+        rare.lower_key = Some(copy.lower);
+        rare.index = Some(copy.name.clone());
+    }
+    let is_rare = rare.data.is_some() || rare.index.is_some();
+    FileState {
+        layer,
+        key,
+        hard_linked: found.indexed.is_some() || found.stat.nlink > 1 && !layer.is_upper(),
+        links: Links::None,
+        rare: is_rare.then(|| Box::new(rare)),
     }
 }

@@ -50,7 +50,8 @@ impl Union {
     /// Makes an inode reachable without the name that it is about to lose.
     pub(super) fn pin(&self, inode: &Inode) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Ok(()) };
-        if file.read().pin().is_some() {
+        if file.read().pin().is_some() || file.read().index().is_some() {
+            // What is in the index is found by it, until `leave_index_if_nameless`.
             return Ok(());
         }
         let (dir, name) = inode.location().ok_or(crate::error::Errno::ESTALE)?;
@@ -108,7 +109,15 @@ impl Union {
             match file.pin() {
                 Some(Pin::Open(object)) => return Ok(Some(object.clone())),
                 Some(Pin::Parked) => file.key,
-                Some(Pin::Lower(..)) | None => return Ok(None),
+                Some(Pin::Lower(..)) => return Ok(None),
+                None => {
+                    // Known by names only that are still the lower's.
+                    let covered = file.links.as_slice().iter().any(|l| !l.uncovered);
+                    let Some(index) = file.index().filter(|_| !covered) else { return Ok(None) };
+                    let (name, key) = (index.clone(), file.key);
+                    drop(file);
+                    return self.stack.upper()?.open_indexed(&name, key, OFlag::O_PATH).map(Some);
+                }
             }
         };
         self.stack.upper()?.open_parked(inode.number, key, OFlag::O_PATH).map(Some)

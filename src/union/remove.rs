@@ -5,8 +5,8 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 
 use crate::error::{Errno, Result};
-use crate::layer::UpperDir;
 use crate::layer::stage::Over;
+use crate::layer::{RealDir, UpperDir};
 use crate::name::Name;
 use crate::union::inode::{DirNode, DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
@@ -35,9 +35,9 @@ impl Union {
         let view = node.view();
         let real = view.upper.clone().ok_or(Errno::ENOENT)?;
         self.pin_if_last(&held, &dir, name)?;
+        let lower = held.location();
         self.remove_from_upper(&view, &real, name, false)?;
-        self.lost_name(&held, &dir, name);
-        Ok(())
+        self.lost_name(&held, &dir, name, lower.as_ref())
     }
 
     /// Removes an empty directory.
@@ -100,25 +100,17 @@ impl Union {
         if others { Ok(()) } else { self.pin(inode) }
     }
 
-    /// Keeps account of a name that an inode lost.
-    pub(super) fn lost_name(&self, held: &Held<'_>, dir: &Arc<Inode>, name: &Name) {
-        if let Node::Other(file) = &held.node {
-            let link = held.remove_link(dir, name);
-            let (layer, key, lower_key, hard_linked) = {
-                let file = file.read();
-                (file.layer, file.key, file.lower_key(), file.hard_linked)
-            };
-            if hard_linked {
-                let uncovered = link.is_some_and(|l| l.uncovered);
-                if !layer.is_upper() {
-                    let links = self.stat_file(held).map_or(0, |st| st.nlink);
-                    self.hard_links.cover(key, links);
-                } else if let Some(lower) = lower_key.filter(|_| uncovered) {
-                    self.hard_links.cover(lower, 0);
-                }
-            }
-        }
+    /// Keeps account of a name that an inode lost. `lower`: where the inode was found before.
+    pub(super) fn lost_name(
+        &self,
+        held: &Held<'_>,
+        dir: &Arc<Inode>,
+        name: &Name,
+        lower: Option<&(Arc<RealDir>, Name)>,
+    ) -> Result<()> {
+        let link = held.remove_link(dir, name);
         self.name_changed(dir, name, None);
+        self.account_lost_name(held, link.is_some_and(|l| l.uncovered), lower)
     }
 
     /// Keeps what a removed directory showed: who is in it can still look at it.

@@ -173,6 +173,7 @@ impl Union {
             }
             None => None,
         };
+        let target_lower = target.and_then(|t| t.location());
         let gone = target.filter(|t| t.kind == FileKind::Directory);
         if let Some(gone) = gone {
             self.table.remove_keys(gone);
@@ -186,7 +187,7 @@ impl Union {
         if let Some(target) = target {
             match last {
                 Some(last) => self.dir_removed(target, last),
-                None => self.lost_name(target, to.dir, to.name),
+                None => self.lost_name(target, to.dir, to.name, target_lower.as_ref())?,
             }
         }
         self.moved(source, from, to);
@@ -296,7 +297,7 @@ impl Union {
             let name = Name::new(&name).map_err(|_| Errno::EIO)?;
             if let Some(stat) = self.stack.stat_at(real, &name)? {
                 if self.stack.is_whiteout(real, &name, &stat)? {
-                    self.stack.upper()?.unlink(&fd, &name)?;
+                    self.keeping_times(real, || self.stack.upper()?.unlink(&fd, &name))?;
                 }
             }
         }

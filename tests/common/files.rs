@@ -57,9 +57,8 @@ pub fn append(path: impl AsRef<Path>, content: &str) {
 #[track_caller]
 pub fn names(path: impl AsRef<Path>) -> Vec<String> {
     let path = path.as_ref();
-    let mut names: Vec<String> = ok(path, fs::read_dir(path))
-        .map(|entry| ok(path, entry).file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        ok(path, fs::read_dir(path)).map(|entry| ok(path, entry).file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -121,8 +120,7 @@ pub fn whiteout(path: impl AsRef<Path>) {
 
 /// Whether there is a whiteout: a character device 0:0.
 pub fn is_whiteout(path: impl AsRef<Path>) -> bool {
-    fs::symlink_metadata(path)
-        .is_ok_and(|found| found.mode() & libc::S_IFMT == libc::S_IFCHR && found.rdev() == 0)
+    fs::symlink_metadata(path).is_ok_and(|found| found.mode() & libc::S_IFMT == libc::S_IFCHR && found.rdev() == 0)
 }
 
 /// Sets an xattr.
@@ -142,10 +140,7 @@ pub fn marked(path: impl AsRef<Path>, name: &str) -> Option<String> {
 #[track_caller]
 pub fn set_times(path: impl AsRef<Path>, atime: (i64, i64), mtime: (i64, i64)) {
     let path = path.as_ref();
-    ok(
-        path,
-        try_set_times(path, TimeSpec::new(atime.0, atime.1), TimeSpec::new(mtime.0, mtime.1)),
-    );
+    ok(path, try_set_times(path, TimeSpec::new(atime.0, atime.1), TimeSpec::new(mtime.0, mtime.1)));
 }
 
 /// `utimensat` with `AT_SYMLINK_NOFOLLOW`.

@@ -25,15 +25,12 @@ pub fn prepare() {
 
 /// The binary under test: `$LAYERFS_BIN`, else the one cargo built beside the tests.
 pub fn layerfs_binary() -> PathBuf {
-    std::env::var_os("LAYERFS_BIN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_layerfs")), PathBuf::from)
+    std::env::var_os("LAYERFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_layerfs")), PathBuf::from)
 }
 
 /// Whether the binary under test was built without optimisation: limits are wider then.
 pub fn debug_build() -> bool {
-    layerfs_binary()
-        .components()
-        .any(|part| part.as_os_str() == "debug")
+    layerfs_binary().components().any(|part| part.as_os_str() == "debug")
 }
 
 /// Why no FUSE filesystem can be mounted here, if so.
@@ -84,12 +81,8 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 /// A fresh directory for one test, on a filesystem that can be an upper.
 pub fn scratch() -> TempDir {
-    let directory = tempfile::Builder::new()
-        .prefix("layerfs-")
-        .tempdir_in(base())
-        .expect("a directory for the test");
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
-        .expect("a mode for the test's directory");
+    let directory = tempfile::Builder::new().prefix("layerfs-").tempdir_in(base()).expect("a directory for the test");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("a mode for the test's directory");
     directory
 }
 
@@ -100,14 +93,10 @@ fn base() -> &'static Path {
         if let Some(chosen) = std::env::var_os("LAYERFS_TEST_DIR") {
             return chosen.into();
         }
-        [
-            PathBuf::from("/dev/shm"),
-            std::env::temp_dir(),
-            PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
-        ]
-        .into_iter()
-        .find(|place| can_hold_upper(place))
-        .expect("a directory with xattrs and whiteouts; name one in LAYERFS_TEST_DIR")
+        [PathBuf::from("/dev/shm"), std::env::temp_dir(), PathBuf::from(env!("CARGO_TARGET_TMPDIR"))]
+            .into_iter()
+            .find(|place| can_hold_upper(place))
+            .expect("a directory with xattrs and whiteouts; name one in LAYERFS_TEST_DIR")
     })
 }
 
@@ -115,12 +104,7 @@ fn can_hold_upper(place: &Path) -> bool {
     let Ok(probe) = tempfile::tempdir_in(place) else {
         return false;
     };
-    let whiteout = mknod(
-        &probe.path().join("whiteout"),
-        SFlag::S_IFCHR,
-        Mode::from_bits_truncate(0o600),
-        0,
-    );
+    let whiteout = mknod(&probe.path().join("whiteout"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), 0);
     whiteout.is_ok() && sys::set_xattr(probe.path(), &format!("{}.probe", namespace()), b"y", 0).is_ok()
 }
 

@@ -8,6 +8,7 @@
 pub mod files;
 pub mod machine;
 pub mod mount;
+pub mod others;
 pub mod sys;
 pub mod tree;
 pub mod union;
@@ -39,12 +40,7 @@ pub type Need = fn() -> Option<String>;
 
 /// A test that needs a mount; see [`t!`], which takes the name from the function.
 pub fn test(name: &'static str, run: fn()) -> Test {
-    Test {
-        name,
-        run,
-        needs: vec![machine::no_mount],
-        limit: LIMIT,
-    }
+    Test { name, run, needs: vec![machine::no_mount], limit: LIMIT }
 }
 
 impl Test {
@@ -135,8 +131,6 @@ fn supervise(name: &str, run: fn(), limit: Duration) -> Result<(), Failed> {
 fn message(panic: &(dyn Any + Send)) -> String {
     match panic.downcast_ref::<String>() {
         Some(text) => text.clone(),
-        None => panic
-            .downcast_ref::<&str>()
-            .map_or_else(|| "a panic without words".to_owned(), |t| (*t).to_owned()),
+        None => panic.downcast_ref::<&str>().map_or_else(|| "a panic without words".to_owned(), |t| (*t).to_owned()),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,13 +40,7 @@ impl Ended {
     /// Passes the output on if the command succeeded.
     #[track_caller]
     pub fn success(self) -> Ended {
-        assert!(
-            self.status.success(),
-            "{}\nstdout: {}\nstderr: {}",
-            self.status,
-            self.stdout,
-            self.stderr
-        );
+        assert!(self.status.success(), "{}\nstdout: {}\nstderr: {}", self.status, self.stdout, self.stderr);
         self
     }
 }
@@ -223,8 +217,7 @@ impl Mount {
     /// do: it has to be mounted when the command returns.
     #[track_caller]
     pub fn start(arguments: &[OsString], point: &Path) -> Mount {
-        Mount::attempt(arguments, point)
-            .unwrap_or_else(|refused| panic!("no mount on {point:?}: {refused:?}"))
+        Mount::attempt(arguments, point).unwrap_or_else(|refused| panic!("no mount on {point:?}: {refused:?}"))
     }
 
     /// Like [`Mount::start`], where a refusal is an answer.
@@ -241,11 +234,7 @@ impl Mount {
     }
 
     #[track_caller]
-    fn attempt_in(
-        directory: &Path,
-        arguments: &[OsString],
-        point: &Path,
-    ) -> Result<Mount, Ended> {
+    fn attempt_in(directory: &Path, arguments: &[OsString], point: &Path) -> Result<Mount, Ended> {
         let mut mount = Mount::announce(point);
         let mut command = mount.command(arguments);
         match try_run(command.current_dir(directory), COMMAND_LIMIT) {
@@ -285,21 +274,13 @@ impl Mount {
             owner: super::current(),
             foreground: None,
         };
-        live().push(Live {
-            owner: mount.owner.clone(),
-            point: mount.point.clone(),
-            mark: mount.mark.clone(),
-        });
+        live().push(Live { owner: mount.owner.clone(), point: mount.point.clone(), mark: mount.mark.clone() });
         mount
     }
 
     fn command(&self, arguments: &[OsString]) -> Command {
         let mut command = Command::new(layerfs_binary());
-        command
-            .arg("mount")
-            .args(arguments)
-            .arg(&self.point)
-            .env(MARK, &self.mark);
+        command.arg("mount").args(arguments).arg(&self.point).env(MARK, &self.mark);
         if let Some(options) = std::env::var_os(OPTIONS) {
             command.arg("-o").arg(options);
         }
@@ -415,15 +396,13 @@ fn force_end(point: &Path, mark: &OsStr) {
     detach(point);
 }
 
-fn detach(point: &Path) {
+/// Takes a mount out of the tree.
+pub fn detach(point: &Path) {
     while mounted_on(point).is_some() {
         let done = match may_mount() {
             true => umount2(point, MntFlags::MNT_DETACH).map_err(|error| error.to_string()),
-            false => try_run(
-                Command::new("fusermount3").arg("-uz").arg(point),
-                Duration::from_secs(10),
-            )
-            .and_then(|ended| ended.status.success().then_some(()).ok_or(ended.stderr)),
+            false => try_run(Command::new("fusermount3").arg("-uz").arg(point), Duration::from_secs(10))
+                .and_then(|ended| ended.status.success().then_some(()).ok_or(ended.stderr)),
         };
         if let Err(error) = done {
             eprintln!("{point:?} can't be detached: {error}");
@@ -441,13 +420,7 @@ fn abort(point: &Path) {
     let control = format!("{FUSE_CONNECTIONS}/{}/abort", mount.minor);
     if !Path::new(&control).exists() && not_root().is_none() {
         let none: Option<&str> = None;
-        let mounted = nix::mount::mount(
-            Some("none"),
-            FUSE_CONNECTIONS,
-            Some("fusectl"),
-            MsFlags::empty(),
-            none,
-        );
+        let mounted = nix::mount::mount(Some("none"), FUSE_CONNECTIONS, Some("fusectl"), MsFlags::empty(), none);
         if let Err(error) = mounted {
             eprintln!("fusectl can't be mounted: {error}");
         }
@@ -470,7 +443,8 @@ fn live() -> std::sync::MutexGuard<'static, Vec<Live>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn faults() -> std::sync::MutexGuard<'static, Vec<(String, String)>> {
+/// Faults found where a test can't fail at once: in a drop.
+pub fn faults() -> std::sync::MutexGuard<'static, Vec<(String, String)>> {
     FAULTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -505,104 +479,4 @@ pub fn leaks(owner: &str) -> Vec<String> {
         !mine
     });
     found
-}
-
-/// The kernel's own overlay, mounted for comparison. Dropping it unmounts.
-pub struct KernelOverlay {
-    point: PathBuf,
-}
-
-impl KernelOverlay {
-    /// Mounts `lowers` (first = top) under `upper`, with more `options` such as `index=on`.
-    pub fn start(
-        lowers: &[PathBuf],
-        upper: &Path,
-        work: &Path,
-        options: &str,
-        point: &Path,
-    ) -> nix::Result<KernelOverlay> {
-        let lowers: Vec<&OsStr> = lowers.iter().map(|lower| lower.as_os_str()).collect();
-        let mut data = OsString::from("lowerdir=");
-        data.push(lowers.join(OsStr::new(":")));
-        for (key, value) in [(",upperdir=", upper), (",workdir=", work)] {
-            data.push(key);
-            data.push(value);
-        }
-        if !options.is_empty() {
-            data.push(",");
-            data.push(options);
-        }
-        mount(
-            Some("overlay"),
-            point,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(data.as_os_str()),
-        )?;
-        Ok(KernelOverlay {
-            point: point.to_owned(),
-        })
-    }
-
-    /// Unmounts it.
-    #[track_caller]
-    pub fn umount(self) {
-        drop(self);
-    }
-}
-
-impl Drop for KernelOverlay {
-    fn drop(&mut self) {
-        // Busy for a moment, if another test is starting a process just now.
-        if !eventually(1, || umount2(&self.point, MntFlags::empty()).is_ok()) {
-            faults().push((super::current(), format!("{:?} stays busy", self.point)));
-            detach(&self.point);
-        }
-    }
-}
-
-/// Another filesystem on a directory of a test. Dropping it unmounts.
-pub struct OtherMount {
-    point: PathBuf,
-}
-
-impl OtherMount {
-    /// A small filesystem in memory (`tmpfs`, `ramfs`) on `point`.
-    pub fn memory(kind: &str, options: &str, point: &Path) -> OtherMount {
-        mount(Some(kind), point, Some(kind), MsFlags::empty(), Some(options))
-            .unwrap_or_else(|error| panic!("{kind} on {point:?}: {error}"));
-        OtherMount {
-            point: point.to_owned(),
-        }
-    }
-
-    /// Shows `from` at `point` too.
-    pub fn bind(from: &Path, point: &Path) -> OtherMount {
-        let none: Option<&str> = None;
-        mount(Some(from), point, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
-            .unwrap_or_else(|error| panic!("bind {from:?} on {point:?}: {error}"));
-        // Unmounting it must not reach the original.
-        mount(none, point, none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)
-            .unwrap_or_else(|error| panic!("private {point:?}: {error}"));
-        OtherMount {
-            point: point.to_owned(),
-        }
-    }
-
-    /// Makes a bind mount read-only.
-    pub fn read_only(self) -> OtherMount {
-        let none: Option<&str> = None;
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, &self.point, none, flags, none)
-            .unwrap_or_else(|error| panic!("read-only {:?}: {error}", self.point));
-        self
-    }
-}
-
-impl Drop for OtherMount {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(&self.point, MntFlags::MNT_DETACH) {
-            faults().push((super::current(), format!("umount {:?}: {error}", self.point)));
-        }
-    }
 }

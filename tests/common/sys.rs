@@ -1,8 +1,5 @@
 //! System calls that neither std nor nix offers, as safe functions for tests.
-#![allow(
-    unsafe_code,
-    reason = "the product's own wrappers are what is under test, so the tests bring theirs"
-)]
+#![allow(unsafe_code, reason = "the product's own wrappers are what is under test, so the tests bring theirs")]
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
@@ -40,14 +37,7 @@ pub fn get_xattr(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {
 pub fn get_xattr_into(path: &Path, name: &str, buffer: &mut [u8]) -> Result<usize, Errno> {
     let (path, name) = (c_path(path), c_name(name));
     // SAFETY: both strings end in NUL, and the kernel writes at most `buffer.len()` bytes.
-    let got = unsafe {
-        libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
-    };
+    let got = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
     Errno::result(got).map(|n| n as usize)
 }
 
@@ -55,15 +45,7 @@ pub fn get_xattr_into(path: &Path, name: &str, buffer: &mut [u8]) -> Result<usiz
 pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> Result<(), Errno> {
     let (path, name) = (c_path(path), c_name(name));
     // SAFETY: both strings end in NUL, and `value` is readable for its length.
-    let done = unsafe {
-        libc::lsetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            flags,
-        )
-    };
+    let done = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
     Errno::result(done).map(drop)
 }
 
@@ -92,8 +74,7 @@ pub fn list_xattr(path: &Path) -> Result<Vec<OsString>, Errno> {
 pub fn list_xattr_into(path: &Path, buffer: &mut [u8]) -> Result<usize, Errno> {
     let path = c_path(path);
     // SAFETY: the path ends in NUL, and the kernel writes at most `buffer.len()` bytes.
-    let got =
-        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let got = unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
     Errno::result(got).map(|n| n as usize)
 }
 
@@ -101,15 +82,7 @@ pub fn list_xattr_into(path: &Path, buffer: &mut [u8]) -> Result<usize, Errno> {
 pub fn fset_xattr(file: &File, name: &str, value: &[u8]) -> Result<(), Errno> {
     let name = c_name(name);
     // SAFETY: the name ends in NUL, and `value` is readable for its length.
-    let done = unsafe {
-        libc::fsetxattr(
-            file.as_raw_fd(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
+    let done = unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     Errno::result(done).map(drop)
 }
 
@@ -118,14 +91,7 @@ pub fn fget_xattr(file: &File, name: &str) -> Result<Vec<u8>, Errno> {
     let name = c_name(name);
     let mut value = vec![0; 1 << 16];
     // SAFETY: the name ends in NUL, and the kernel writes at most `value.len()` bytes.
-    let got = unsafe {
-        libc::fgetxattr(
-            file.as_raw_fd(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
+    let got = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(Errno::result(got)? as usize);
     Ok(value)
 }
@@ -135,14 +101,7 @@ pub fn rename2(from: &Path, to: &Path, flags: u32) -> Result<(), Errno> {
     let (from, to) = (c_path(from), c_path(to));
     // SAFETY: both strings end in NUL.
     let done = unsafe {
-        libc::syscall(
-            libc::SYS_renameat2,
-            libc::AT_FDCWD,
-            from.as_ptr(),
-            libc::AT_FDCWD,
-            to.as_ptr(),
-            flags,
-        )
+        libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags)
     };
     Errno::result(done).map(drop)
 }
@@ -164,14 +123,7 @@ pub struct Dirent {
 pub fn getdents(directory: &File, size: usize) -> Result<Vec<Dirent>, Errno> {
     let mut buffer = vec![0u64; size.div_ceil(8)];
     // SAFETY: the kernel writes at most `size` bytes into a buffer that holds them.
-    let got = unsafe {
-        libc::syscall(
-            libc::SYS_getdents64,
-            directory.as_raw_fd(),
-            buffer.as_mut_ptr(),
-            size,
-        )
-    };
+    let got = unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), size) };
     let length = Errno::result(got)? as usize;
     let bytes: Vec<u8> = buffer.iter().flat_map(|word| word.to_ne_bytes()).collect();
     Ok(parse_dirents(&bytes[..length]))
@@ -205,16 +157,8 @@ impl SharedMap {
     pub fn new(file: &File, length: usize, write: bool) -> Result<SharedMap, Errno> {
         let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else refers to it.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if address == libc::MAP_FAILED {
             return Err(Errno::last());
         }
@@ -260,14 +204,7 @@ impl Drop for SharedMap {
 /// Fills `buffer` (aligned by the caller) by one `pread`.
 pub fn pread(file: &File, buffer: &mut [u8], offset: i64) -> Result<usize, Errno> {
     // SAFETY: the kernel writes at most `buffer.len()` bytes.
-    let got = unsafe {
-        libc::pread(
-            file.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            offset,
-        )
-    };
+    let got = unsafe { libc::pread(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset) };
     Errno::result(got).map(|n| n as usize)
 }
 
@@ -275,9 +212,7 @@ pub fn pread(file: &File, buffer: &mut [u8], offset: i64) -> Result<usize, Errno
 pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, length: usize) -> Result<usize, Errno> {
     let (mut at, mut to_at) = (at, to_at);
     // SAFETY: both offsets live until the call returns.
-    let done = unsafe {
-        libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, length, 0)
-    };
+    let done = unsafe { libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, length, 0) };
     Errno::result(done).map(|n| n as usize)
 }
 

@@ -37,15 +37,7 @@ impl fmt::Debug for Object {
         write!(
             out,
             "mode {:o} owner {:?} mtime {:?} rdev {:x} size {} content {:x} links {} ino {} ctime {:?}",
-            self.mode,
-            self.owner,
-            self.mtime,
-            self.rdev,
-            self.size,
-            self.content,
-            self.links,
-            self.ino,
-            self.ctime
+            self.mode, self.owner, self.mtime, self.rdev, self.size, self.content, self.links, self.ino, self.ctime
         )?;
         for (name, value) in &self.xattrs {
             write!(out, " {name:?}={:?}", value.escape_ascii().to_string())?;
@@ -98,8 +90,7 @@ impl Tree {
 
     /// Without what is below these paths, and without them.
     pub fn without(mut self, paths: &[&str]) -> Tree {
-        self.0
-            .retain(|path, _| !paths.iter().any(|gone| path.starts_with(gone)));
+        self.0.retain(|path, _| !paths.iter().any(|gone| path.starts_with(gone)));
         self
     }
 
@@ -183,8 +174,7 @@ fn xattrs(path: &Path) -> Vec<(OsString, Vec<u8>)> {
         .into_iter()
         .map(|name| {
             let text = name.to_str().expect("an xattr's name in ASCII").to_owned();
-            let value = sys::get_xattr(path, &text)
-                .unwrap_or_else(|error| panic!("{path:?} {text}: {error}"));
+            let value = sys::get_xattr(path, &text).unwrap_or_else(|error| panic!("{path:?} {text}: {error}"));
             (name, value)
         })
         .collect()

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::files::make_dir;
 use super::machine::{not_root, scratch};
-use super::mount::{Ended, KernelOverlay, Mount, eventually, mounts, processes_of};
+use super::mount::{Ended, Mount, eventually, mounts, processes_of};
+use super::others::KernelOverlay;
 use super::tree::Tree;
 
 /// Layers, work directory and mountpoint in one fresh directory, and the mount over them.
@@ -203,14 +204,8 @@ impl Union {
     /// Mounts the same layers with the kernel's overlay.
     #[track_caller]
     pub fn kernel(&self, options: &str) -> KernelOverlay {
-        KernelOverlay::start(
-            &self.lowers,
-            &self.upper(""),
-            &self.work(""),
-            options,
-            &self.point(),
-        )
-        .unwrap_or_else(|error| panic!("the kernel's overlay refuses: {error}"))
+        KernelOverlay::start(&self.lowers, &self.upper(""), &self.work(""), options, &self.point())
+            .unwrap_or_else(|error| panic!("the kernel's overlay refuses: {error}"))
     }
 }
 

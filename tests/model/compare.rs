@@ -139,7 +139,8 @@ impl Walk<'_> {
         let mut plus = self.read_plus(path, ino)?;
         for (entry, child) in entries {
             let path = format!("{path}/{entry}");
-            let attr = self.view.union.lookup(ino, &name(entry)).map_err(|e| format!("{path}: lookup fails with {e}"))?;
+            let attr =
+                self.view.union.lookup(ino, &name(entry)).map_err(|e| format!("{path}: lookup fails with {e}"))?;
             let Some(plus) = plus.remove(*entry) else { return Err(format!("{path}: readdirplus doesn't show it")) };
             check(&path, "readdirplus", &essence(&attr), &essence(&plus))?;
             check(&path, "readdir", &(attr.ino, kind_of(self.tree.object(*child))), &listed[*entry])?;

@@ -44,27 +44,87 @@ pub enum X {
 /// One step of a sequence.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { at: Place, mode: u32 },
-    Mkdir { at: Place, mode: u32 },
-    Fifo { at: Place },
-    Symlink { at: Place, target: u8 },
-    Link { of: Subject, at: Place },
-    Unlink { at: Place },
-    Rmdir { at: Place },
-    Rename { from: Place, to: Place, kind: RenameKind },
-    Write { to: Subject, offset: usize, length: usize },
-    Resize { of: Subject, size: usize },
-    Punch { of: Subject, offset: usize, length: usize },
-    CopyRange { from: Subject, to: Subject, offset: usize, length: usize },
-    Chmod { of: Subject, mode: u32 },
-    Chown { of: Subject, uid: u32, gid: u32 },
-    Times { of: Subject, sec: i64 },
-    SetXattr { of: Subject, name: X, value: u8, flags: i32 },
-    RemoveXattr { of: Subject, name: X },
+    Create {
+        at: Place,
+        mode: u32,
+    },
+    Mkdir {
+        at: Place,
+        mode: u32,
+    },
+    Fifo {
+        at: Place,
+    },
+    Symlink {
+        at: Place,
+        target: u8,
+    },
+    Link {
+        of: Subject,
+        at: Place,
+    },
+    Unlink {
+        at: Place,
+    },
+    Rmdir {
+        at: Place,
+    },
+    Rename {
+        from: Place,
+        to: Place,
+        kind: RenameKind,
+    },
+    Write {
+        to: Subject,
+        offset: usize,
+        length: usize,
+    },
+    Resize {
+        of: Subject,
+        size: usize,
+    },
+    Punch {
+        of: Subject,
+        offset: usize,
+        length: usize,
+    },
+    CopyRange {
+        from: Subject,
+        to: Subject,
+        offset: usize,
+        length: usize,
+    },
+    Chmod {
+        of: Subject,
+        mode: u32,
+    },
+    Chown {
+        of: Subject,
+        uid: u32,
+        gid: u32,
+    },
+    Times {
+        of: Subject,
+        sec: i64,
+    },
+    SetXattr {
+        of: Subject,
+        name: X,
+        value: u8,
+        flags: i32,
+    },
+    RemoveXattr {
+        of: Subject,
+        name: X,
+    },
     /// Keeps an object open across what follows.
-    Hold { of: Subject },
+    Hold {
+        of: Subject,
+    },
     /// Closes the n-th object that is kept open.
-    Release { which: usize },
+    Release {
+        which: usize,
+    },
     /// Ends the union cleanly and opens it again.
     Remount,
 }
@@ -92,7 +152,7 @@ pub fn case(length: usize) -> impl Strategy<Value = Case> {
 }
 
 fn layer() -> impl Strategy<Value = Entries> {
-    vec((name(), node()), 0..4)
+    vec((name(), node()), 0..5)
 }
 
 fn name() -> impl Strategy<Value = N> {
@@ -112,8 +172,12 @@ fn seconds() -> impl Strategy<Value = i64> {
 }
 
 fn meta() -> impl Strategy<Value = Meta> {
-    (mode(), owner(), seconds(), any::<bool>())
-        .prop_map(|(mode, owner, mtime, xattr)| Meta { mode, owner, mtime, xattr })
+    (mode(), owner(), seconds(), any::<bool>()).prop_map(|(mode, owner, mtime, xattr)| Meta {
+        mode,
+        owner,
+        mtime,
+        xattr,
+    })
 }
 
 fn opaque() -> impl Strategy<Value = Opaque> {
@@ -138,8 +202,8 @@ fn node() -> impl Strategy<Value = Node> {
         1 => Just(Node::Fifo),
         3 => whiteout().prop_map(Node::Whiteout),
     ];
-    leaf.prop_recursive(3, 12, 3, |inner| {
-        (meta(), opaque(), vec((name(), inner), 0..4)).prop_map(|(meta, opaque, inner)| Node::Dir(meta, opaque, inner))
+    leaf.prop_recursive(3, 20, 4, |inner| {
+        (meta(), opaque(), vec((name(), inner), 0..5)).prop_map(|(meta, opaque, inner)| Node::Dir(meta, opaque, inner))
     })
 }
 

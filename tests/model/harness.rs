@@ -11,16 +11,6 @@ use crate::fixture::{Held, Layers, View, snapshot};
 /// What went wrong, in words.
 pub type Checked<T = ()> = Result<T, String>;
 
-/// Which of two things that exclude each other a case has: a name of a hard-linked lower file becomes a file of its own
-/// when the union is opened again after copy-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Lowers have hard links, and nothing is opened again.
-    HardLinks,
-    /// Lowers have none.
-    Remounts,
-}
-
 /// An object that is kept open.
 struct Kept {
     id: Id,
@@ -31,7 +21,6 @@ struct Kept {
 pub struct Run {
     layers: Layers,
     cache: usize,
-    mode: Mode,
     view: Option<View>,
     pub tree: Tree,
     known: Known,
@@ -67,12 +56,12 @@ pub struct Reached<'u> {
 ///
 /// # Errors
 /// The first difference between the union and the reference.
-pub fn run(case: &Case, mode: Mode) -> Checked {
+pub fn run(case: &Case) -> Checked {
     let layers = Layers::new(case.lowers.len());
     let generated: Vec<_> = std::iter::once(&case.upper)
         .chain(&case.lowers)
         .enumerate()
-        .map(|(index, entries)| Layer::new(index, entries, mode == Mode::HardLinks))
+        .map(|(index, entries)| Layer::new(index, entries))
         .collect();
     generated[0].write(&layers.upper(""));
     for (layer, root) in generated[1..].iter().zip(&layers.lowers) {
@@ -81,7 +70,7 @@ pub fn run(case: &Case, mode: Mode) -> Checked {
     let before: Vec<_> = layers.lowers.iter().map(|lower| snapshot(lower)).collect();
     let tree = merge(&generated);
     let known = Known::new(case.remember);
-    let mut run = Run { layers, cache: case.cache, mode, view: None, tree, known, kept: Vec::new(), inodes: 0 };
+    let mut run = Run { layers, cache: case.cache, view: None, tree, known, kept: Vec::new(), inodes: 0 };
     run.mount();
     run.compare().map_err(|e| format!("before the first step: {e}"))?;
     for (step, op) in case.ops.iter().enumerate() {
@@ -112,8 +101,7 @@ impl Run {
         }
         self.known.forget_all(&view);
         let left = view.stats().inodes;
-        // Copies of files with several names in lower stay known: only memory tells what the other names show.
-        if left != self.inodes && self.mode == Mode::Remounts {
+        if left != self.inodes {
             return Err(format!("{left} inodes are known after everything was forgotten, {} at first", self.inodes));
         }
         view.close();
@@ -130,10 +118,8 @@ impl Run {
     }
 
     fn finish(&mut self) -> Checked {
-        if self.mode == Mode::Remounts {
-            self.remount()?;
-            self.compare()?;
-        }
+        self.remount()?;
+        self.compare()?;
         self.unmount()
     }
 
@@ -153,8 +139,7 @@ impl Run {
                 }
                 Ok(())
             }
-            Op::Remount if self.mode == Mode::Remounts => self.remount(),
-            Op::Remount => Ok(()),
+            Op::Remount => self.remount(),
             _ => self.operate(step, op),
         }
     }

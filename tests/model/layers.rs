@@ -35,6 +35,11 @@ pub struct Meta {
     pub xattr: bool,
 }
 
+/// A directory's mode: its owner can use it, so that the tests run without the superuser's rights too.
+pub fn dir_mode(mode: u32) -> u32 {
+    mode | 0o700
+}
+
 /// What a generated file carries when nobody cares.
 pub const PLAIN_META: Meta = Meta { mode: 0o644, owner: 0, mtime: 1, xattr: false };
 
@@ -90,9 +95,9 @@ enum Entry {
 }
 
 impl Layer {
-    /// Resolves a generated layer; without `hard_links` each link is a file of its own.
-    pub fn new(index: usize, generated: &Entries, hard_links: bool) -> Self {
-        let mut resolver = Resolver { index, hard_links, files: Vec::new(), links: Vec::new() };
+    /// Resolves a generated layer.
+    pub fn new(index: usize, generated: &Entries) -> Self {
+        let mut resolver = Resolver { index, files: Vec::new(), links: Vec::new() };
         let entries = resolver.resolve(generated);
         Self { entries, links: resolver.links }
     }
@@ -106,7 +111,6 @@ impl Layer {
 /// Numbers the files of a layer.
 struct Resolver {
     index: usize,
-    hard_links: bool,
     files: Vec<Entry>,
     links: Vec<u32>,
 }
@@ -120,7 +124,7 @@ impl Resolver {
             }
             let entry = match node {
                 Node::File(meta, length) => self.file(*meta, *length),
-                Node::Link(_) if !self.hard_links || self.files.is_empty() => self.file(PLAIN_META, 20),
+                Node::Link(_) if self.files.is_empty() => self.file(PLAIN_META, 20),
                 Node::Link(which) => {
                     let number = which % self.files.len();
                     self.links[number] += 1;
@@ -129,7 +133,8 @@ impl Resolver {
                 Node::Symlink(target) => Entry::Symlink(format!("target-{target}")),
                 Node::Fifo => Entry::Fifo,
                 Node::Dir(meta, opaque, inner) => {
-                    Entry::Dir { meta: *meta, opaque: *opaque, entries: self.resolve(inner) }
+                    let meta = Meta { mode: dir_mode(meta.mode), ..*meta };
+                    Entry::Dir { meta, opaque: *opaque, entries: self.resolve(inner) }
                 }
                 Node::Whiteout(form) => Entry::Whiteout(*form),
             };

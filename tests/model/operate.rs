@@ -7,7 +7,7 @@ use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, S_IFIFO};
 use super::compare::check_attr;
 use super::generators::{Op, Place, Subject, X};
 use super::harness::{Checked, Run};
-use super::layers::NSEC;
+use super::layers::{NSEC, dir_mode};
 use super::reference::{Id, Kind, Object, Outcome, RenameKind, Tree};
 use crate::fixture::{EXCHANGE, NOREPLACE, PLAIN, mark, me, name, privileged, write_all, xname};
 
@@ -20,6 +20,7 @@ impl Run {
                 self.make(at, made(Kind::File(Vec::new()), mode), make)
             }
             Op::Mkdir { at, mode } => {
+                let mode = dir_mode(mode);
                 let make = |union: &Union, dir, name: &_| union.mkdir(&me(), dir, name, mode);
                 self.make(at, made(Kind::Dir([].into()), mode), make)
             }
@@ -153,8 +154,8 @@ impl Run {
         let change = match *op {
             // A symlink's mode can't be changed.
             Op::Chmod { mode, .. } if !matches!(object.kind, Kind::Symlink(_)) => {
-                object.mode = mode;
-                SetAttr { mode: Some(mode), ..SetAttr::default() }
+                object.mode = if object.is_dir() { dir_mode(mode) } else { mode };
+                SetAttr { mode: Some(object.mode), ..SetAttr::default() }
             }
             Op::Chown { uid, gid, .. } if privileged() => {
                 (object.uid, object.gid) = (uid, gid);

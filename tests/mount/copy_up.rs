@@ -15,7 +15,8 @@ use nix::sys::time::TimeSpec;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::find_program;
-use crate::common::mount::{OtherMount, run};
+use crate::common::mount::run;
+use crate::common::others::OtherMount;
 use crate::common::sys;
 use crate::common::tree::Tree;
 use crate::common::union::Union;
@@ -107,8 +108,7 @@ fn copy_up_carries_everything() {
     // A new atime copies up and changes nothing else that the tree compares.
     for name in names(union.at("l")).iter().map(String::as_str).chain(["dir/inside"]) {
         let now = TimeSpec::new(1_700_000_000, 42);
-        try_set_times(&union.at("l").join(name), now, TimeSpec::UTIME_OMIT)
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        try_set_times(&union.at("l").join(name), now, TimeSpec::UTIME_OMIT).unwrap_or_else(|e| panic!("{name}: {e}"));
         let found = stat(union.at("l").join(name));
         assert_eq!((found.atime(), found.atime_nsec()), (1_700_000_000, 42), "{name}");
     }
@@ -150,8 +150,11 @@ fn parents_are_copied_up_as_they_are() {
     union.umount();
 }
 
+/// A change by its name, to be made to the file of that name.
+type Change = (&'static str, fn(&Path));
+
 fn every_change_of_a_lower_object_lands_in_upper() {
-    let changes: [(&str, fn(&Path)); 10] = [
+    let changes: [Change; 10] = [
         ("chmod", |path| chmod(path, 0o600)),
         ("chown", |path| chown(path, 5, 6)),
         ("mtime", |path| set_times(path, (1, 2), (3, 4))),
@@ -268,13 +271,10 @@ fn copy_up_without_space_changes_nothing() {
     put(union.lower(0, "d/large"), &content);
     put(union.lower(0, "d/small"), "small");
     union.mount();
-    let result = fs::OpenOptions::new()
-        .write(true)
-        .open(union.at("d/large"))
-        .and_then(|file| {
-            file.write_all_at(b"y", 0)?;
-            file.sync_all()
-        });
+    let result = fs::OpenOptions::new().write(true).open(union.at("d/large")).and_then(|file| {
+        file.write_all_at(b"y", 0)?;
+        file.sync_all()
+    });
     fails(result, Errno::ENOSPC);
     append(union.at("d/small"), " fits");
     assert_eq!(read(union.at("d/small")), "small fits");
@@ -384,7 +384,7 @@ fn busy_round(union: &Union, thread: usize, round: usize) {
     append(shared.join(&old), "!");
     fs::rename(shared.join(&old), shared.join(&new)).expect("rename a file");
     assert_eq!(read(shared.join(&new)), "lower!");
-    if round % 10 == 0 {
+    if round.is_multiple_of(10) {
         assert!(names(&shared).contains(&new));
     }
 }

@@ -14,7 +14,8 @@ use nix::sys::stat::{Mode, fchmodat, fstatat, mkdirat};
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::may_mount;
-use crate::common::mount::{Mount, OtherMount, run};
+use crate::common::mount::{Mount, run};
+use crate::common::others::OtherMount;
 use crate::common::sys::names_at;
 use crate::common::union::Union;
 use crate::t;
@@ -162,8 +163,7 @@ fn deep_paths_in_upper() {
     let deep = descend(&union.at(""), DEPTH, false);
     write_at(&deep, "file", "er");
     assert_eq!(read_at(&deep, "file"), "deeper");
-    fchmodat(&deep, "file", Mode::S_IRUSR, nix::sys::stat::FchmodatFlags::FollowSymlink)
-        .expect("chmod");
+    fchmodat(&deep, "file", Mode::S_IRUSR, nix::sys::stat::FchmodatFlags::FollowSymlink).expect("chmod");
     drop(deep);
     fs::remove_dir_all(union.at(&part())).expect("remove all");
     assert_eq!(names(union.at("")), Vec::<String>::new());
@@ -326,12 +326,8 @@ fn layers_given_through_symlinks() {
         let link = union.root().join(format!("l/LAYER{i}"));
         std::os::unix::fs::symlink(format!("../lower{i}"), link).expect("symlink");
     }
-    let arguments: Vec<OsString> = [
-        "-o",
-        "lowerdir=l/LAYER0:l/LAYER1,upperdir=upper,workdir=work",
-    ]
-    .map(OsString::from)
-    .into();
+    let arguments: Vec<OsString> =
+        ["-o", "lowerdir=l/LAYER0:l/LAYER1,upperdir=upper,workdir=work"].map(OsString::from).into();
     let mount = Mount::start_in(union.root(), &arguments, &union.point());
     assert_eq!(names(union.at("")), ["bottom", "top"]);
     append(union.at("top"), "y");

@@ -11,7 +11,7 @@ use nix::sys::stat::SFlag;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::as_user;
-use crate::common::mount::OtherMount;
+use crate::common::others::OtherMount;
 use crate::common::union::Union;
 use crate::t;
 
@@ -273,8 +273,7 @@ fn a_stale_origin_makes_no_two_files_one() {
     // Two files that both claim to come from the same lower one.
     for name in ["forged1", "forged2"] {
         put(union.upper(name), name);
-        crate::common::sys::set_xattr(&union.upper(name), "trusted.overlay.origin", &origin, 0)
-            .expect("set");
+        crate::common::sys::set_xattr(&union.upper(name), "trusted.overlay.origin", &origin, 0).expect("set");
     }
     union.mount();
     let all = numbers(&union, &["a", "b", "forged1", "forged2"]);

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::mount::KernelOverlay;
+use crate::common::others::KernelOverlay;
 use crate::common::sys::{EXCHANGE, rename2};
 use crate::common::tree::Tree;
 use crate::common::union::Union;
@@ -148,11 +148,8 @@ fn turns_are_taken() {
         union.umount();
         let kernel = union.kernel(OPTIONS);
         step(&union, "k");
-        fs::rename(
-            union.at(&format!("d{}", "x".repeat(round))),
-            union.at(&format!("d{}", "x".repeat(round + 1))),
-        )
-        .expect("rename");
+        fs::rename(union.at(&format!("d{}", "x".repeat(round))), union.at(&format!("d{}", "x".repeat(round + 1))))
+            .expect("rename");
         kernel.umount();
     }
     union.mount();
@@ -171,13 +168,7 @@ fn the_kernel_refuses_an_unclean_upper() {
     append(union.at("file"), "y");
     union.mounted().signal(Signal::SIGKILL);
     union.umount_dead();
-    let refused = KernelOverlay::start(
-        union.lowers(),
-        &union.upper(""),
-        &union.work(""),
-        OPTIONS,
-        &union.point(),
-    );
+    let refused = KernelOverlay::start(union.lowers(), &union.upper(""), &union.work(""), OPTIONS, &union.point());
     assert!(refused.is_err(), "the kernel's overlay has to be kept away");
     union.mount();
     assert_eq!(read(union.at("file")), "xy");

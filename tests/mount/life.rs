@@ -121,12 +121,8 @@ fn a_work_directory_is_made() {
     put(union.lower(0, "file"), "x");
     fs::remove_dir(union.work("")).expect("rmdir");
     let before = names(union.root());
-    let arguments: Vec<OsString> = vec![
-        "--lower".into(),
-        union.lower(0, "").into(),
-        "--upper".into(),
-        union.upper("").into(),
-    ];
+    let arguments: Vec<OsString> =
+        vec!["--lower".into(), union.lower(0, "").into(), "--upper".into(), union.upper("").into()];
     for _ in 0..2 {
         let mount = Mount::start(&arguments, &union.point());
         append(union.at("file"), "y");
@@ -311,9 +307,7 @@ fn statistics() {
     }
     union.mount();
     let ask = |union: &Union| -> Value {
-        let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()])
-            .success()
-            .stdout;
+        let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     };
     let first = ask(&union);

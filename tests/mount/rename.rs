@@ -176,11 +176,7 @@ fn a_moved_directory_covers_what_was_there() {
     put(union.upper("merged/c"), "c");
     put(union.upper("pure/d"), "d");
     union.mount();
-    for (from, to, shown) in [
-        ("lower", "t1", vec!["a"]),
-        ("merged", "t2", vec!["b", "c"]),
-        ("pure", "t3", vec!["d"]),
-    ] {
+    for (from, to, shown) in [("lower", "t1", vec!["a"]), ("merged", "t2", vec!["b", "c"]), ("pure", "t3", vec!["d"])] {
         fails(fs::rename(union.at(from), union.at(to)), Errno::ENOTEMPTY);
         fs::remove_file(union.at(to).join("hidden")).expect("remove");
         fs::remove_dir_all(union.at(to).join("sub")).expect("remove");
@@ -357,9 +353,7 @@ fn ancestors_move_beside_everything_else() {
         });
         // Also when an assertion fails: the other thread has to end.
         let _stop = Stop(&done);
-        let through = |name: String| {
-            PathBuf::from(format!("/proc/self/fd/{}/{name}", inside.as_raw_fd()))
-        };
+        let through = |name: String| PathBuf::from(format!("/proc/self/fd/{}/{name}", inside.as_raw_fd()));
         for i in 0..200 {
             append(through(i.to_string()), "y");
             assert_eq!(read(through(i.to_string())), "xy");

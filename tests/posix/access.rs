@@ -232,13 +232,8 @@ fn other_processes_of_other_users() {
     union.mount();
     let script = "! cat secret 2>/dev/null && cat public >/dev/null && echo mine > tmp/mine \
                   && ! rm -f public 2>/dev/null && ! chmod 777 public 2>/dev/null";
-    let status = Command::new("sh")
-        .args(["-c", script])
-        .current_dir(union.point())
-        .uid(1000)
-        .gid(1000)
-        .status()
-        .expect("sh");
+    let status =
+        Command::new("sh").args(["-c", script]).current_dir(union.point()).uid(1000).gid(1000).status().expect("sh");
     assert!(status.success(), "{status}");
     assert_eq!(stat(union.at("tmp/mine")).uid(), 1000);
     union.umount();

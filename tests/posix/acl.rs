@@ -220,12 +220,7 @@ fn acls_that_can_not_be() {
             let good = usual(6, 6, 4, 4, 6, 0);
             fails(set_xattr(&dir.join("file"), DEFAULT, &good, 0), Errno::EACCES);
             fails(set_xattr(&dir.join("file"), ACCESS, &good[..9], 0), Errno::EINVAL);
-            let no_mask = acl(&[
-                (USER_OBJ, 6, NOBODY),
-                (USER, 6, 1000),
-                (GROUP_OBJ, 4, NOBODY),
-                (OTHER, 0, NOBODY),
-            ]);
+            let no_mask = acl(&[(USER_OBJ, 6, NOBODY), (USER, 6, 1000), (GROUP_OBJ, 4, NOBODY), (OTHER, 0, NOBODY)]);
             fails(set_xattr(&dir.join("file"), ACCESS, &no_mask, 0), Errno::EINVAL);
             as_user(1000, 1000, || {
                 fails(set_xattr(&dir.join("file"), ACCESS, &good, 0), Errno::EPERM);

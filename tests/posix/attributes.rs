@@ -180,15 +180,8 @@ fn both_times(path: &Path) -> [(i64, i64); 2] {
 }
 
 /// Times as the kernel counts them: -1.5 s is second -2 and half a second after it.
-const TIMES: [(i64, i64); 7] = [
-    (0, 0),
-    (0, 1),
-    (1_700_000_000, 999_999_999),
-    (-1, 0),
-    (-2, 500_000_000),
-    (-1_000_000_000, 1),
-    (4_294_967_296, 5),
-];
+const TIMES: [(i64, i64); 7] =
+    [(0, 0), (0, 1), (1_700_000_000, 999_999_999), (-1, 0), (-2, 500_000_000), (-1_000_000_000, 1), (4_294_967_296, 5)];
 
 fn times() {
     everywhere(some_objects, |dir| {
@@ -229,10 +222,7 @@ fn times_now_and_omitted() {
             let [atime, mtime] = both_times(&path);
             assert_eq!(mtime, (1, 1), "{name}");
             assert!(atime.0 >= before && atime.0 <= now().0, "{name}: {atime:?}");
-            fails(
-                try_set_times(&path, TimeSpec::new(0, 1_000_000_000), omit),
-                Errno::EINVAL,
-            );
+            fails(try_set_times(&path, TimeSpec::new(0, 1_000_000_000), omit), Errno::EINVAL);
         }
     });
 }
@@ -283,9 +273,9 @@ fn times_last() {
         put(union.upper(&format!("up{i}")), "x");
     }
     union.mount();
-    let all = || TIMES.iter().enumerate().flat_map(|(i, time)| {
-        ["low", "up", "new"].map(|kind| (format!("{kind}{i}"), *time))
-    });
+    let all = || {
+        TIMES.iter().enumerate().flat_map(|(i, time)| ["low", "up", "new"].map(|kind| (format!("{kind}{i}"), *time)))
+    };
     for (name, time) in all() {
         let file = match name.starts_with("new") {
             true => create_new(union.at(&name), 0o644),

@@ -115,11 +115,8 @@ fn allocation_errors() {
             let none = FallocateFlags::empty();
             fails(fallocate(&file, none, 0, 0), Errno::EINVAL);
             fails(fallocate(&file, none, -1, 10), Errno::EINVAL);
-            fails(fallocate(&open(dir.join("file")), none, 0, 10), Errno::EBADF);
-            fails(
-                fallocate(&file, FallocateFlags::FALLOC_FL_PUNCH_HOLE, 0, 10),
-                Errno::EOPNOTSUPP,
-            );
+            fails(fallocate(open(dir.join("file")), none, 0, 10), Errno::EBADF);
+            fails(fallocate(&file, FallocateFlags::FALLOC_FL_PUNCH_HOLE, 0, 10), Errno::EOPNOTSUPP);
             assert_eq!(read(dir.join("file")), "0123456789");
         },
     );

@@ -130,10 +130,8 @@ fn offsets_lead_back() {
             for i in (0..500).step_by(37).chain([0, 498, 250]) {
                 let offset = u64::try_from(all[i].next).expect("an offset that is not negative");
                 seek.seek(SeekFrom::Start(offset)).expect("seekdir");
-                let after: Vec<OsString> =
-                    rest(&directory, 4096).into_iter().map(|entry| entry.name).collect();
-                let expected: Vec<OsString> =
-                    all[i + 1..].iter().map(|entry| entry.name.clone()).collect();
+                let after: Vec<OsString> = rest(&directory, 4096).into_iter().map(|entry| entry.name).collect();
+                let expected: Vec<OsString> = all[i + 1..].iter().map(|entry| entry.name.clone()).collect();
                 assert_eq!(after, expected, "from entry {i}");
             }
             seek.seek(SeekFrom::Start(0)).expect("rewinddir");
@@ -185,8 +183,7 @@ fn rewinding_shows_what_is_new() {
             fs::remove_file(dir.join("entry-with-a-name-3")).expect("remove");
             fs::rename(dir.join("entry-with-a-name-4"), dir.join("renamed")).expect("rename");
             (&directory).seek(SeekFrom::Start(0)).expect("rewinddir");
-            let names: Vec<OsString> =
-                rest(&directory, 4096).into_iter().map(|entry| entry.name).collect();
+            let names: Vec<OsString> = rest(&directory, 4096).into_iter().map(|entry| entry.name).collect();
             assert_eq!(names.len(), 20);
             for name in ["new", "renamed"] {
                 assert!(names.contains(&name.into()), "{name}");
@@ -300,8 +297,7 @@ fn listings_beside_renames() {
                     scope.spawn(move || {
                         for i in (worker..400).step_by(4) {
                             let new = format!("renamed-{i}");
-                            fs::rename(dir.join(format!("entry-with-a-name-{i}")), dir.join(&new))
-                                .expect("rename");
+                            fs::rename(dir.join(format!("entry-with-a-name-{i}")), dir.join(&new)).expect("rename");
                             if i % 20 == worker {
                                 assert!(names(dir).contains(&new), "{new} is there");
                             }

@@ -75,9 +75,7 @@ fn removing() {
 
 fn nodes() {
     everywhere(some_names, |dir| {
-        let make = |name: &str, kind, device| {
-            mknod(&dir.join(name), kind, Mode::from_bits_truncate(0o640), device)
-        };
+        let make = |name: &str, kind, device| mknod(&dir.join(name), kind, Mode::from_bits_truncate(0o640), device);
         let device = nix::sys::stat::makedev(251, 200_001);
         make("fifo", SFlag::S_IFIFO, 0).expect("fifo");
         make("socket", SFlag::S_IFSOCK, 0).expect("socket");
@@ -105,7 +103,6 @@ fn nodes() {
         assert_eq!(found("own").uid(), 1000);
     });
 }
-
 
 /// What stands for a deleted name on disk is an ordinary device in the mount.
 fn devices_zero_zero() {
@@ -278,7 +275,7 @@ fn long_names() {
         |dir| {
             let other = "m".repeat(255);
             let long = "n".repeat(256);
-            assert_eq!(names(dir), [longest.clone()]);
+            assert_eq!(names(dir), [longest.as_str()]);
             fs::rename(dir.join(&longest), dir.join(&other)).expect("rename");
             append(dir.join(&other), "y");
             fs::hard_link(dir.join(&other), dir.join(&longest)).expect("link");

@@ -307,11 +307,7 @@ fn umask_and_modes() {
     let sh = find_program("sh").expect("sh");
     for place in [plain, union.at("low")] {
         let script = "umask 027; : > file; mkdir dir; mkfifo fifo; ln -s x link; umask 0; : > all";
-        let ended = std::process::Command::new(&sh)
-            .args(["-c", script])
-            .current_dir(&place)
-            .status()
-            .expect("sh");
+        let ended = std::process::Command::new(&sh).args(["-c", script]).current_dir(&place).status().expect("sh");
         assert!(ended.success());
         assert_eq!(mode(place.join("file")), 0o640);
         assert_eq!(mode(place.join("dir")), 0o750);
@@ -326,11 +322,8 @@ fn no_access_time() {
     everywhere(
         |dir| put(dir.join("file"), "content"),
         |dir| {
-            let file = OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NOATIME)
-                .open(dir.join("file"))
-                .expect("open");
+            let file =
+                OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(dir.join("file")).expect("open");
             assert_eq!(read_all(&file), "content");
         },
     );

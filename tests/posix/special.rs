@@ -48,13 +48,7 @@ fn flock_excludes() {
 }
 
 fn record(kind: i32, start: i64, length: i64) -> libc::flock {
-    libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: start,
-        l_len: length,
-        l_pid: 0,
-    }
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 }
 }
 
 /// Open file description locks, so that one process can be two parties.

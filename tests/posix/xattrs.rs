@@ -11,9 +11,7 @@ use nix::sys::stat::SFlag;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::as_user;
-use crate::common::sys::{
-    get_xattr, get_xattr_into, list_xattr, list_xattr_into, remove_xattr, set_xattr,
-};
+use crate::common::sys::{get_xattr, get_xattr_into, list_xattr, list_xattr_into, remove_xattr, set_xattr};
 use crate::common::union::{Union, everywhere};
 use crate::t;
 
@@ -221,8 +219,7 @@ fn names_like_private_marks_are_stored_apart() {
         ("again", "trusted.overlay.overlay.opaque", "y"),
     ];
     for (path, name, value) in all {
-        set_xattr(&union.at(path), name, value.as_bytes(), 0)
-            .unwrap_or_else(|e| panic!("{name} on {path}: {e}"));
+        set_xattr(&union.at(path), name, value.as_bytes(), 0).unwrap_or_else(|e| panic!("{name} on {path}: {e}"));
     }
     for round in 0..2 {
         for (path, name, value) in all {

@@ -6,7 +6,9 @@ use layerfs::union::{SetAttr, SetTime};
 use nix::libc::{SEEK_DATA, SEEK_HOLE};
 
 use super::create::acl;
-use super::fixture::{Layers, View, get_xattr, mark, me, privileged, read_all, set_mode, set_times, set_xattr, snapshot};
+use super::fixture::{
+    Layers, View, get_xattr, mark, me, privileged, read_all, set_mode, set_times, set_xattr, snapshot,
+};
 
 type Trigger = fn(&View, &str);
 

@@ -37,9 +37,7 @@ pub fn base_dir() -> PathBuf {
 /// Whether the tests run with the rights to set `trusted.*` marks.
 pub fn privileged() -> bool {
     static PRIVILEGED: OnceLock<bool> = OnceLock::new();
-    *PRIVILEGED.get_or_init(|| {
-        nix::unistd::geteuid().is_root() && takes_xattr(&base_dir(), "trusted.layerfs-test")
-    })
+    *PRIVILEGED.get_or_init(|| nix::unistd::geteuid().is_root() && takes_xattr(&base_dir(), "trusted.layerfs-test"))
 }
 
 fn takes_xattr(dir: &Path, name: &str) -> bool {
@@ -166,9 +164,9 @@ impl Layers {
         let dir = tempfile::Builder::new().prefix("layerfs-").tempdir_in(base_dir()).unwrap();
         set_mode(dir.path(), 0o755);
         let lowers: Vec<_> = (0..count).map(|i| dir.path().join(format!("lower{i}"))).collect();
-        for layer in lowers.iter().map(PathBuf::as_path).chain([&*dir.path().join("upper"), &*dir.path().join("work")]) {
-            std::fs::create_dir(layer).unwrap();
-            set_mode(layer, 0o755);
+        for layer in lowers.iter().cloned().chain(["upper", "work"].map(|name| dir.path().join(name))) {
+            std::fs::create_dir(&layer).unwrap();
+            set_mode(&layer, 0o755);
         }
         Self { dir, lowers }
     }

@@ -115,12 +115,15 @@ fn an_upper_directory_with_xattr_whiteouts_can_become_opaque() {
         set_xattr(&layers.upper("d/gone"), &mark("whiteout"), b"y").unwrap();
         set_xattr(&layers.upper("d"), &mark("opaque"), b"x").unwrap();
         std::fs::write(layers.upper("d/kept"), "kept").unwrap();
+        super::fixture::set_times(&layers.upper("d"), 77, 88);
         let view = layers.open();
         if flags == super::fixture::PLAIN {
             view.unlink("target/in").unwrap();
         }
         view.rename("d", "target", flags).unwrap();
         assert_eq!(view.names("target").unwrap(), ["kept"]);
+        let mtime = view.stat("target").unwrap().mtime;
+        assert_eq!((mtime.sec, mtime.nsec), (77, 88), "moving it is no change of what it holds");
         view.close();
         assert_eq!(layers.open().names("target").unwrap(), ["kept"]);
     }

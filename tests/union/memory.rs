@@ -123,10 +123,12 @@ fn descriptors_are_few_however_much_is_known() {
 
 #[test]
 fn closing_gives_every_descriptor_back() {
-    let open = || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| {
-        let target = std::fs::read_link(fd.unwrap().path()).ok()?;
-        Some(target.to_string_lossy().into_owned())
-    });
+    let open = || {
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| {
+            let target = std::fs::read_link(fd.unwrap().path()).ok()?;
+            Some(target.to_string_lossy().into_owned())
+        })
+    };
     let layers = many();
     let mine = layers.beside("").to_string_lossy().into_owned();
     let view = layers.open();

@@ -15,7 +15,10 @@ fn nothing_but_the_change_is_in_upper() {
     view.close();
     let upper = layers.upper("");
     let paths: Vec<_> = snapshot(&upper).into_keys().collect();
-    let expected: Vec<_> = ["", "a", "a/b", "a/b/f"].iter().map(|path| if path.is_empty() { upper.clone() } else { upper.join(path) }).collect();
+    let expected: Vec<_> = ["", "a", "a/b", "a/b/f"]
+        .iter()
+        .map(|path| if path.is_empty() { upper.clone() } else { upper.join(path) })
+        .collect();
     assert_eq!(paths, expected);
     assert_eq!(std::fs::read(layers.upper("a/b/f")).unwrap(), b"upper");
     let after = layers.lowers.iter().map(|lower| snapshot(lower)).collect::<Vec<_>>();

@@ -186,7 +186,8 @@ fn copy_up_of_the_directory_while_it_is_read_loses_nothing() {
     view.chmod("d/s007", 0o600).unwrap();
     view.create("d/new", 0o644).unwrap();
     let rest = batch(&view, dir.ino, first.last().unwrap().2, 1000);
-    let mut names: Vec<_> = first.iter().chain(&rest).map(|entry| &*entry.0).filter(|name| name.starts_with('s')).collect();
+    let mut names: Vec<_> =
+        first.iter().chain(&rest).map(|entry| &*entry.0).filter(|name| name.starts_with('s')).collect();
     names.sort_unstable();
     let expected: Vec<_> = (0..300).map(|index| format!("s{index:03}")).collect();
     assert_eq!(names, expected);
