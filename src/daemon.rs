@@ -110,10 +110,19 @@ fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Re
     mounter.check(&target, &config.mount)?;
     let options = ServeOptions { threads: config.threads, timeout: config.union.timeout };
     let union = Arc::new(Union::open(&config.stack, config.union)?);
-    let served = mounter.mount(&target, &config.mount).map_err(anyhow::Error::from).and_then(|device| {
-        let attached = Attached::find(target.path().to_owned(), &device)?;
-        // An open mountpoint would keep the filesystem under it from being unmounted.
-        drop(target);
+    let device = match mounter.mount(&target, &config.mount) {
+        Ok(device) => device,
+        Err(refused) => {
+            if let Err(e) = union.abandon() {
+                log::warn!("the work directory can't be left as it was: {e}");
+            }
+            return Err(refused.into());
+        }
+    };
+    let attached = Attached::find(target.path().to_owned(), &device);
+    // An open mountpoint would keep the filesystem under it from being unmounted.
+    drop(target);
+    let served = attached.and_then(|attached| {
         let result = Server::start(union.clone(), device, options)
             .context("the kernel's FUSE does not answer")
             .and_then(|server| run(server, &union, &attached, signals, readiness, leave));

@@ -6,7 +6,6 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -279,14 +278,17 @@ fn no_fusermount() {
         chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
     }
     let before = Tree::of(union.root());
-    let mut command = Command::new(binary);
+    // Where it is installed, it is hidden from this one command.
+    let hide = "for p in /usr/bin /bin /usr/sbin /sbin /usr/local/bin; do for f in $p/fusermount3 $p/fusermount; do \
+                test ! -e $f || mount --bind /dev/null $f || exit; done; done; \
+                exec setpriv --reuid=$0 --regid=$0 --clear-groups env PATH=/nonexistent \"$@\"";
+    let mut command = Command::new("unshare");
     command
+        .args(["-m", "sh", "-c", hide, &NOBODY.to_string()])
+        .arg(binary)
         .arg("mount")
         .args(union.command_line())
-        .arg(union.point())
-        .env("PATH", "/nonexistent")
-        .uid(NOBODY)
-        .gid(NOBODY);
+        .arg(union.point());
     assert_message(&run(&mut command), &["fusermount3"]);
     before.assert_same(&Tree::of(union.root()), "after a refusal");
 }

@@ -22,11 +22,27 @@ mod rename;
 #[path = "mount/view.rs"]
 mod view;
 
+#[path = "posix/attributes.rs"]
+mod attributes;
+#[path = "posix/data.rs"]
+mod data;
+#[path = "posix/listing.rs"]
+mod listing;
+#[path = "posix/namespace.rs"]
+mod namespace;
+#[path = "posix/opening.rs"]
+mod opening;
+#[path = "posix/special.rs"]
+mod special;
+#[path = "posix/xattrs.rs"]
+mod xattrs;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::geteuid;
@@ -45,8 +61,8 @@ const LIMIT: u64 = 900;
 fn main() {
     if std::env::var_os(INSIDE).is_none() {
         common::main(vec![
-            t!(in_a_user_namespace).needs(no_user).needs(no_namespace).seconds(LIMIT + 60),
-            t!(through_fusermount3).needs(no_user).needs(no_fusermount).seconds(LIMIT + 60),
+            t!(in_a_user_namespace).needs(no_user).needs(no_namespace).seconds(2 * LIMIT + 60),
+            t!(through_fusermount3).needs(no_user).needs(no_fusermount).seconds(2 * LIMIT + 60),
         ]);
     }
     let lists = [
@@ -58,6 +74,13 @@ fn main() {
         open_files::tests(),
         deep::tests(),
         life::tests(),
+        attributes::tests(),
+        opening::tests(),
+        data::tests(),
+        namespace::tests(),
+        listing::tests(),
+        xattrs::tests(),
+        special::tests(),
         vec![t!(the_kernel_reads_an_upper_with_user_marks).needs(not_in_namespace)],
     ];
     common::main(lists.into_iter().flatten().collect());
@@ -110,8 +133,12 @@ fn through_fusermount3() {
     inside(&[]);
 }
 
+/// One at a time: a new mount namespace holds a copy of each mount that there is, and a copy keeps its daemon alive.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Runs this program, and the binary under test, from where the user can reach both.
 fn inside(through: &[&str]) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let place = scratch();
     let copy = |from: &Path, name: &str| {
         let to = place.path().join(name);

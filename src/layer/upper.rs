@@ -189,6 +189,11 @@ impl Upper {
         self.work.finish()
     }
 
+    /// Removes again what was made for a mount that did not come about.
+    pub fn abandon(&self) -> Result<()> {
+        self.work.abandon()
+    }
+
     /// Tells other daemons the device number of the mount that this upper serves.
     pub fn publish_mount(&self, dev: u64) -> std::io::Result<()> {
         self.work.publish_mount(dev)

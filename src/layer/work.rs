@@ -39,6 +39,10 @@ pub struct WorkDir {
     lock: BusyLock,
     volatile: bool,
     begun: AtomicBool,
+    /// Whether `W/layerfs` was made for this mount.
+    made_private: bool,
+    /// W's path, if it was made for this mount.
+    made_work: Option<PathBuf>,
 }
 
 /// Upper and work, opened so that renames between them stay within one mount.
@@ -55,15 +59,26 @@ pub struct Opened {
 /// Opens upper and its work directory, makes what is missing in the latter, and takes the lock on it.
 pub fn open(upper: &Path, work: &Path, volatile: bool) -> std::result::Result<Opened, SetupError> {
     check_volatile(work)?;
-    make_dir(work)?;
+    let made_work = make_dir(work)?;
     let failed =
         |e: Errno| SetupError::new(format!("can't prepare the work directory ({e})"), work, "check its owner and mode");
     let (upper_fd, root, reach) = open_pair(upper, work)?;
+    let made_private = sys::file::stat_at(root.as_fd(), c"layerfs").is_err();
     let private = open_sub(root.as_fd(), "layerfs").map_err(failed)?;
     let lock = busy::acquire(private.as_fd(), upper, BUSY_WAIT)?;
     let stage = open_sub(private.as_fd(), "stage").map_err(failed)?;
     let parked = open_sub(private.as_fd(), "parked").map_err(failed)?;
-    let work = WorkDir { root, stage, parked, private, lock, volatile, begun: AtomicBool::new(false) };
+    let work = WorkDir {
+        root,
+        stage,
+        parked,
+        private,
+        lock,
+        volatile,
+        begun: AtomicBool::new(false),
+        made_private,
+        made_work,
+    };
     for dir in [&work.stage, &work.parked] {
         sweep(dir.as_fd()).map_err(failed)?;
     }
@@ -144,6 +159,22 @@ impl WorkDir {
         Ok(())
     }
 
+    /// Removes again what was made for a mount that did not come about.
+    pub fn abandon(&self) -> Result<()> {
+        if !self.made_private {
+            return Ok(());
+        }
+        for dir in ["stage", "parked"] {
+            remove_dir(self.private.as_fd(), dir)?;
+        }
+        nix::unistd::unlinkat(&self.private, "lock", UnlinkatFlags::NoRemoveDir)?;
+        remove_dir(self.root.as_fd(), "layerfs")?;
+        match &self.made_work {
+            Some(path) => fs::remove_dir(path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+            None => Ok(()),
+        }
+    }
+
     /// Tells other daemons where this upper is mounted.
     pub fn publish_mount(&self, dev: u64) -> io::Result<()> {
         self.lock.publish(dev)
@@ -167,14 +198,16 @@ fn check_volatile(work: &Path) -> std::result::Result<(), SetupError> {
     }
 }
 
-/// Makes the work directory, for its owner alone.
-fn make_dir(path: &Path) -> std::result::Result<(), SetupError> {
+/// Makes the work directory, for its owner alone; tells its path if it was not there.
+fn make_dir(path: &Path) -> std::result::Result<Option<PathBuf>, SetupError> {
     use std::os::unix::fs::DirBuilderExt;
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err(SetupError::new(format!("can't make the work directory ({e})"), path, "name another one with --work"))
+        Ok(()) => Ok(Some(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        Err(e) => {
+            let what = format!("can't make the work directory ({e})");
+            Err(SetupError::new(what, path, "name another one with --work"))
         }
-        _ => Ok(()),
     }
 }
 

@@ -102,9 +102,11 @@ impl Union {
             return Ok(());
         }
         // A metadata copy's data is the lower's: what is to be synced is the copy.
-        let file = match file.read().data().is_some() {
-            true => OpenFile::Write(self.upper_object(&inode)?.reopen(OFlag::O_RDONLY)?),
-            false => self.readable_file(&inode)?,
+        let metadata_only = file.read().data().is_some();
+        let file = if metadata_only {
+            OpenFile::Write(self.upper_object(&inode)?.reopen(OFlag::O_RDONLY)?)
+        } else {
+            self.readable_file(&inode)?
         };
         if datasync { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) }
     }

@@ -112,10 +112,9 @@ impl Union {
     ) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Ok(()) };
         let lower_key = ObjKey::from(lower);
-        match file.read().links.as_slice().is_empty() {
-            // Its own name was covered by a whiteout before; the others are left.
-            true => self.hard_links.restore(lower_key, lower.nlink),
-            false => drop(self.hard_links.cover(lower_key, lower.nlink)),
+        let named = !file.read().links.as_slice().is_empty();
+        if named {
+            self.hard_links.cover(lower_key, lower.nlink);
         }
         let added = match origin.and_then(index::name_of) {
             Some(name) => self.stack.upper()?.add_to_index(object, &name).map(|()| name),

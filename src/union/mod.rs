@@ -139,6 +139,17 @@ impl Union {
         }
     }
 
+    /// The end of a union that was never mounted: what opening it made on disk is removed again.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn abandon(&self) -> Result<()> {
+        match self.stack.upper() {
+            Ok(upper) => upper.abandon(),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Tells other daemons the device number of the mount that this union is seen through.
     ///
     /// # Errors

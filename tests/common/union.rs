@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use nix::unistd::geteuid;
 use tempfile::TempDir;
 
 use super::files::make_dir;
 use super::machine::{not_root, scratch};
-use super::mount::{Ended, Mount, eventually, mounts, processes_of};
+use super::mount::{COMMAND_LIMIT, Ended, Mount, eventually, mounts, processes_of, try_run};
 use super::others::KernelOverlay;
 use super::tree::Tree;
 
@@ -216,6 +218,12 @@ impl Drop for Union {
             // Removing the directory would reach through the mount.
             let kept = self.directory.take().map(TempDir::keep);
             eprintln!("a mount is left, and so is {kept:?}");
+        } else if !geteuid().is_root() {
+            // An ordinary user can't empty directories that a test has closed.
+            let opened = try_run(Command::new("chmod").args(["-R", "u+rwx"]).arg(&self.root), COMMAND_LIMIT);
+            if let Err(fault) = opened {
+                eprintln!("{fault}");
+            }
         }
     }
 }

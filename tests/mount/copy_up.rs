@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -25,6 +25,7 @@ use crate::t;
 pub fn tests() -> Vec<Test> {
     vec![
         t!(writing_copies_up),
+        t!(reading_leaves_no_trace).root(),
         t!(copy_up_carries_everything).root(),
         t!(parents_are_copied_up_as_they_are).root(),
         t!(every_change_of_a_lower_object_lands_in_upper).root(),
@@ -57,6 +58,33 @@ fn writing_copies_up() {
     union.mount();
     assert_eq!(read(union.at("a/b/file")), "Lower and upper");
     union.umount();
+}
+
+/// Not even the access time of a lower object changes, though filesystems update one that is older than the last change.
+fn reading_leaves_no_trace() {
+    let mut union = Union::new(2);
+    put(union.lower(1, "d/file"), "lower");
+    put(union.lower(0, "d/other"), "lower");
+    symlink("file", union.lower(1, "d/link")).expect("symlink");
+    let objects: Vec<PathBuf> =
+        ["d/file", "d/link", "d", ""].iter().map(|path| union.lower(1, path)).chain([union.lower(0, "d")]).collect();
+    for object in &objects {
+        set_times(object, (1, 1), (2, 2));
+    }
+    union.mount();
+    for _ in 0..2 {
+        assert_eq!(names(union.at("d")), ["file", "link", "other"]);
+        assert_eq!(read(union.at("d/file")), "lower");
+        assert_eq!(read(union.at("d/link")), "lower");
+        fs::read_link(union.at("d/link")).expect("readlink");
+        union.remount();
+    }
+    append(union.at("d/file"), " and upper");
+    union.umount();
+    for object in &objects {
+        let found = stat(object);
+        assert_eq!((found.atime(), found.mtime()), (1, 2), "{object:?}");
+    }
 }
 
 /// An effective file capability, as setcap writes it.

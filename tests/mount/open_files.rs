@@ -196,7 +196,7 @@ fn removed_directories_stay_open() {
 }
 
 fn many_open_unlinked_files() {
-    const COUNT: usize = 1500;
+    const COUNT: usize = 700;
     let mut union = Union::new(1);
     for i in 0..COUNT {
         put(union.lower(0, &format!("low{i}")), i.to_string());

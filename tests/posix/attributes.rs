@@ -14,13 +14,14 @@ use nix::sys::time::TimeSpec;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::as_user;
+use crate::common::machine::{as_user, may_mount};
 use crate::common::union::{Union, everywhere};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
     vec![
         t!(mode_bits),
+        t!(objects_without_rights),
         t!(owners).root(),
         t!(chown_clears_suid).root(),
         t!(only_owners_change_attributes).root(),
@@ -57,6 +58,50 @@ fn mode_bits() {
             assert_eq!(mode(dir.join("file")), 0o600, "chmod follows a symlink");
             let missing = fs::set_permissions(dir.join("missing"), stat(dir).permissions());
             fails(missing, Errno::ENOENT);
+        },
+    );
+}
+
+/// Who owns an object can do everything with its name and attributes, whatever its mode.
+fn objects_without_rights() {
+    everywhere(
+        |dir| {
+            for name in ["closed", "readable", "secret"] {
+                put(dir.join(name), "content");
+                put(dir.join("dirs").join(name).join("inside"), "x");
+            }
+            // What its owner can't read, only a privileged daemon copies up.
+            if may_mount() {
+                chmod(dir.join("secret"), 0);
+                chmod(dir.join("dirs/secret"), 0);
+            }
+        },
+        |dir| {
+            for name in ["closed", "secret"] {
+                chmod(dir.join(name), 0);
+                assert_eq!(stat(dir.join(name)).len(), 7);
+                fs::rename(dir.join(name), dir.join("renamed")).expect("rename a file");
+                fs::hard_link(dir.join("renamed"), dir.join("link")).expect("link");
+                fs::remove_file(dir.join("link")).expect("remove");
+                chmod(dir.join("renamed"), 0o600);
+                assert_eq!(read(dir.join("renamed")), "content");
+                let inside = dir.join("dirs").join(name);
+                chmod(&inside, 0);
+                assert_eq!(mode(&inside), 0);
+                fs::rename(&inside, dir.join("dirs/renamed")).expect("rename a directory");
+                chmod(dir.join("dirs/renamed"), 0o300);
+                put(dir.join("dirs/renamed/new"), "x");
+                chmod(dir.join("dirs/renamed"), 0o700);
+                assert_eq!(names(dir.join("dirs/renamed")), ["inside", "new"]);
+                fs::remove_dir_all(dir.join("dirs/renamed")).expect("remove");
+            }
+            chmod(dir.join("readable"), 0o444);
+            fs::rename(dir.join("readable"), dir.join("renamed")).expect("rename over a file");
+            set_times(dir.join("renamed"), (1, 2), (3, 4));
+            assert_eq!(mtime(dir.join("renamed")), (3, 4));
+            make_dir(dir.join("empty"));
+            chmod(dir.join("empty"), 0);
+            fs::remove_dir(dir.join("empty")).expect("rmdir");
         },
     );
 }
