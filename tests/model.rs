@@ -47,3 +47,8 @@ fn short_sequences_on_many_layers() {
 fn long_sequences() {
     sequences(200, 60);
 }
+
+#[test]
+fn as_an_ordinary_user() {
+    assert!(fixture::passes_as_ordinary_user(&["sequences"], "100"));
+}

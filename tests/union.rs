@@ -25,3 +25,8 @@ mod union {
     mod unlinked;
     mod xattr;
 }
+
+#[test]
+fn as_an_ordinary_user() {
+    assert!(union::fixture::passes_as_ordinary_user(&["union::"], ""));
+}

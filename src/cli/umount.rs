@@ -10,7 +10,7 @@ use crate::sys::mount::{DEV_FUSE, FILESYSTEM_TYPE, UnmountError, mounts, top_at,
 use crate::sys::process::Process;
 
 /// How long a daemon that has lost its mount is given to finish.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Unmount a union and wait until its daemon has finished
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::layer::marks::{Mark, OPAQUE_FORMS, Redirect};
 use crate::layer::origin::Origin;
 use crate::layer::real::RealDir;
@@ -58,7 +58,11 @@ impl Stack {
             }
         }
         if !marks.opaque && self.may_have_dot_whiteouts(dir)? {
-            marks.opaque = self.stat_at(dir, &Name::new(DOT_OPAQUE)?)?.is_some();
+            marks.opaque = match self.stat_at(dir, &Name::new(DOT_OPAQUE)?) {
+                // Who may not search it sees nothing in it anyway.
+                Err(Errno::EACCES) => false,
+                found => found?.is_some(),
+            };
         }
         Ok(marks)
     }

@@ -149,6 +149,11 @@ impl RealDir {
         self.key.dev == VOID_DEV
     }
 
+    /// Its parent and name; `None` for a layer's root.
+    pub fn place(&self) -> Option<(Arc<RealDir>, Name)> {
+        self.place.lock().clone()
+    }
+
     /// The names from its layer's root down to it.
     pub fn path(self: &Arc<Self>) -> Vec<Name> {
         let mut names = Vec::new();

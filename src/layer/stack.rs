@@ -226,12 +226,17 @@ impl Stack {
     /// A descriptor of a directory that can be read (getdents) or synced.
     pub fn open_dir_readable(&self, dir: &Arc<RealDir>) -> Result<OwnedFd> {
         let fd = self.open_dir(dir)?;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let noatime = if dir.layer.is_upper() { OFlag::empty() } else { OFlag::O_NOATIME };
-        match nix::fcntl::openat(&fd, c".", flags | noatime, nix::sys::stat::Mode::empty()) {
-            Err(Errno::EPERM) if !noatime.is_empty() => {
-                nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
-            }
+        // Most of this reading is our own: it leaves no trace in the directory's times.
+        let open = |extra| {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | extra;
+            nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
+        };
+        let either = || match open(OFlag::O_NOATIME) {
+            Err(Errno::EPERM) => open(OFlag::empty()),
+            opened => opened,
+        };
+        match either() {
+            Err(Errno::EACCES) if dir.layer.is_upper() => self.upper()?.despite_mode(fd.as_fd(), either),
             opened => opened,
         }
     }
@@ -239,13 +244,31 @@ impl Stack {
     /// The value of a stored xattr of `name` in a directory, `None` if it has none.
     pub fn xattr_at(&self, dir: &Arc<RealDir>, name: &Name, attr: &CStr) -> Result<Option<Vec<u8>>> {
         let fd = self.open_dir(dir)?;
-        none_if_absent(sys::xattr::get(Target::At(fd.as_fd(), name.as_cstr()), attr))
+        match none_if_absent(sys::xattr::get(Target::At(fd.as_fd(), name.as_cstr()), attr)) {
+            Err(Errno::EACCES) => {
+                let stat = self.stat_at(dir, name)?.ok_or(Errno::ENOENT)?;
+                self.unreadable_xattr(dir.layer, self.open_path(dir, name, ObjKey::from(&stat))?.as_fd(), attr)
+            }
+            value => value,
+        }
+    }
+
+    /// Reads a mark of an object whose mode keeps its owner, us without privilege, from reading it. In a lower it counts
+    /// for nothing then.
+    fn unreadable_xattr(&self, layer: LayerId, object: BorrowedFd<'_>, attr: &CStr) -> Result<Option<Vec<u8>>> {
+        if !layer.is_upper() {
+            return Ok(None);
+        }
+        self.upper()?.despite_mode(object, || none_if_absent(sys::xattr::get(Target::Fd(object), attr)))
     }
 
     /// The value of a stored xattr of a directory.
     pub fn dir_xattr(&self, dir: &Arc<RealDir>, attr: &CStr) -> Result<Option<Vec<u8>>> {
         let fd = self.open_dir(dir)?;
-        none_if_absent(sys::xattr::get(Target::Fd(fd.as_fd()), attr))
+        match none_if_absent(sys::xattr::get(Target::Fd(fd.as_fd()), attr)) {
+            Err(Errno::EACCES) => self.unreadable_xattr(dir.layer, fd.as_fd(), attr),
+            value => value,
+        }
     }
 
     /// The stored names of all xattrs of a directory.

@@ -103,20 +103,13 @@ impl Stack {
     /// Opens an object of upper, by default (`O_PATH`) for changes of what is not its data.
     pub fn open_upper_object(&self, dir: &UpperDir, name: &Name, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
         match self.open_at(dir, name, key, flags) {
-            // We may lack access to a file that we own: without privilege the owner's bits bind us.
-            Err(Errno::EACCES) => self.open_despite_mode(dir, name, key, flags),
+            Err(Errno::EACCES) => {
+                let object = self.open_path(dir, name, key)?;
+                self.upper()?.despite_mode(object.as_fd(), || self.open_at(dir, name, key, flags))
+            }
             opened => opened,
         }
         .map(|fd| UpperObject(Arc::new(fd)))
-    }
-
-    fn open_despite_mode(&self, dir: &UpperDir, name: &Name, key: ObjKey, flags: OFlag) -> Result<OwnedFd> {
-        let object = self.open_path(dir, name, key)?;
-        let mode = sys::file::stat(&object)?.mode;
-        sys::file::chmod_fd(object.as_fd(), mode | 0o600)?;
-        let opened = self.open_at(dir, name, key, flags);
-        sys::file::chmod_fd(object.as_fd(), mode)?;
-        opened
     }
 
     /// The directory of upper that was just made as `name`.
@@ -402,7 +395,25 @@ impl Upper {
     /// Sets a stored xattr.
     pub fn set_xattr(&self, object: &impl AsUpper, attr: &CStr, value: &[u8], flags: i32) -> Result<()> {
         self.work.begin()?;
-        sys::xattr::set(Target::Fd(object.as_upper_fd()), attr, value, flags)
+        let object = object.as_upper_fd();
+        match sys::xattr::set(Target::Fd(object), attr, value, flags) {
+            Err(Errno::EACCES) => self.despite_mode(object, || sys::xattr::set(Target::Fd(object), attr, value, flags)),
+            done => done,
+        }
+    }
+
+    /// Does to an object what its mode keeps its owner from: without privilege we are bound by that, though who may ask
+    /// for it is the kernel's to decide, and it has.
+    pub(super) fn despite_mode<T>(&self, object: BorrowedFd<'_>, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        let stat = sys::file::stat(object)?;
+        let needed = if stat.is_dir() { 0o700 } else { 0o600 };
+        if stat.mode & needed == needed || stat.format() == libc::S_IFLNK {
+            return Err(Errno::EACCES);
+        }
+        sys::file::chmod_fd(object, stat.mode & 0o7777 | needed).map_err(|_| Errno::EACCES)?;
+        let done = call();
+        sys::file::chmod_fd(object, stat.mode & 0o7777)?;
+        done
     }
 
     /// Removes a stored xattr.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::layer::marks::{OPAQUE_FORMS, WHITEOUT_FORMS};
 use crate::layer::real::RealDir;
 use crate::layer::stack::Stack;
@@ -86,7 +86,11 @@ impl Stack {
         if dir.is_void() {
             return Ok(false);
         }
-        let fd = self.open_dir_readable(dir)?;
+        let fd = match self.open_dir_readable(dir) {
+            // Whoever may search it may still ask for single names.
+            Err(Errno::EACCES) => return Ok(true),
+            fd => fd?,
+        };
         let (mut seen, mut count) = (false, 0);
         sys::dir::for_each(std::os::fd::AsFd::as_fd(&fd), |entry| {
             seen |= entry.name.starts_with(DOT_PREFIX);

@@ -1,7 +1,7 @@
 //! File handles (inode and generation) and filesystem uuids: the identity of an object beyond its inode number.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -88,5 +88,22 @@ pub fn fs_uuid(dir: BorrowedFd<'_>) -> [u8; 16] {
     };
     // SAFETY: the ioctl writes one `struct fsuuid2`, which `answer` is.
     let ret = unsafe { libc::ioctl(readable.as_raw_fd(), FS_IOC_GETFSUUID, &mut answer) };
-    if ret == 0 && answer.len == 16 { answer.uuid } else { [0; 16] }
+    if ret == 0 && answer.len == 16 { answer.uuid } else { btrfs_uuid(readable.as_fd()) }
+}
+
+/// btrfs answers its own question only.
+fn btrfs_uuid(dir: BorrowedFd<'_>) -> [u8; 16] {
+    /// `struct btrfs_ioctl_fs_info_args` of linux/btrfs.h.
+    #[repr(C)]
+    struct FsInfo {
+        max_id: u64,
+        num_devices: u64,
+        fsid: [u8; 16],
+        rest: [u8; 992],
+    }
+    const BTRFS_IOC_FS_INFO: libc::c_ulong = 0x8400_941f;
+    let mut info = FsInfo { max_id: 0, num_devices: 0, fsid: [0; 16], rest: [0; 992] };
+    // SAFETY: the ioctl reads and writes one `struct btrfs_ioctl_fs_info_args`, whose 1024 bytes `info` has.
+    let ret = unsafe { libc::ioctl(dir.as_raw_fd(), BTRFS_IOC_FS_INFO, &mut info) };
+    if ret == 0 { info.fsid } else { [0; 16] }
 }

@@ -10,7 +10,7 @@ use crate::layer::marks::{Mark, Namespace, Redirect};
 use crate::layer::stage::Over;
 use crate::layer::upper::AsUpper;
 use crate::layer::whiteout::is_device_form;
-use crate::layer::{LayerId, ObjKey, UpperDir};
+use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::xattr::Target;
 use crate::union::copy_up::CopyUp;
@@ -267,7 +267,7 @@ impl Union {
         let fd = self.stack.open_upper(real)?;
         let upper = self.stack.upper()?;
         if let Some(lower) = view.lowers.first() {
-            let redirect = Redirect::Path(lower.path()).encode();
+            let redirect = redirect_to(lower, &to.view).encode();
             match upper.set_mark(&fd, Mark::Redirect, &redirect) {
                 Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE | Errno::EOPNOTSUPP) => return Err(Errno::EXDEV),
                 done => done?,
@@ -357,6 +357,17 @@ impl Union {
         }
         self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), target);
         Ok(())
+    }
+}
+
+/// Where a moved directory finds its lower part: by that one's own name if they stay side by side, which always fits into
+/// a mark, else by its path.
+fn redirect_to(lower: &Arc<RealDir>, parent: &DirView) -> Redirect {
+    match lower.place() {
+        Some((dir, name)) if parent.lowers.iter().any(|l| l.layer == dir.layer && l.key == dir.key) => {
+            Redirect::Sibling(name)
+        }
+        _ => Redirect::Path(lower.path()),
     }
 }
 

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::mount::{Mount, eventually, layerfs, mounted_on, processes_of, run};
+use crate::common::machine::layerfs_binary;
+use crate::common::mount::{Mount, eventually, layerfs, mounted_on, processes_of, run, try_run};
 use crate::common::union::Union;
 use crate::t;
 
@@ -36,6 +37,7 @@ pub fn tests() -> Vec<Test> {
         t!(descriptors_are_not_kept),
         t!(the_working_directory_is_not_held),
         t!(an_idle_mount_ends_at_once),
+        t!(a_mount_that_another_namespace_holds).root(),
     ]
 }
 
@@ -389,5 +391,25 @@ fn an_idle_mount_ends_at_once() {
     let start = Instant::now();
     layerfs([OsString::from("umount"), union.point().into()]).success();
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    union.umount();
+}
+
+/// A mount namespace made meanwhile, by a container for example, has a copy of the mount: the daemon serves that on, and
+/// who unmounts must not wait for it without end.
+fn a_mount_that_another_namespace_holds() {
+    let mut union = Union::new(1);
+    put(union.lower(0, "file"), "x");
+    union.mount();
+    let mut holder = Command::new("unshare").args(["-m", "sleep", "60"]).spawn().expect("unshare");
+    let own = fs::read_link("/proc/self/ns/mnt").expect("our namespace");
+    let other = format!("/proc/{}/ns/mnt", holder.id());
+    let entered = eventually(10, || fs::read_link(&other).is_ok_and(|namespace| namespace != own));
+    let point = union.point();
+    let ended = try_run(Command::new(layerfs_binary()).arg("umount").arg(&point), Duration::from_secs(20));
+    holder.kill().expect("end the holder");
+    holder.wait().expect("the holder");
+    assert!(entered, "another namespace");
+    ended.unwrap_or_else(|fault| panic!("{fault}"));
+    assert!(mounted_on(&point).is_none());
     union.umount();
 }
