@@ -307,10 +307,10 @@ impl Birth {
 
 /// Takes a new object away again when it could not be finished.
 fn undo_on_error(place: &Place<'_>, done: Result<()>) -> Result<()> {
-    if done.is_err() {
-        if let Err(e) = place.upper.unlink(&place.fd, place.name) {
-            log::warn!("{} can't be taken back: {e}", place.name);
-        }
+    if done.is_err()
+        && let Err(e) = place.upper.unlink(&place.fd, place.name)
+    {
+        log::warn!("{} can't be taken back: {e}", place.name);
     }
     done
 }

@@ -94,10 +94,10 @@ impl Union {
         }
         let Some(origin) = self.stack.origin_of(dir, name)? else { return Ok(None) };
         let copy = self.find_indexed(&origin, stat)?;
-        if copy.is_none() {
-            if let Some(covered) = upper.covered(&origin) {
-                self.hard_links.restore(stat.into(), stat.nlink.saturating_sub(covered));
-            }
+        if copy.is_none()
+            && let Some(covered) = upper.covered(&origin)
+        {
+            self.hard_links.restore(stat.into(), stat.nlink.saturating_sub(covered));
         }
         Ok(copy)
     }
@@ -165,10 +165,10 @@ impl Union {
         if !layer.is_upper() {
             let links = self.stat_file(inode)?.nlink;
             let left = self.hard_links.cover(key, links);
-            if let Some((dir, name)) = lower {
-                if let Some(origin) = self.stack.origin_of(dir, name)? {
-                    self.stack.upper()?.set_covered(&origin, links.saturating_sub(left))?;
-                }
+            if let Some((dir, name)) = lower
+                && let Some(origin) = self.stack.origin_of(dir, name)?
+            {
+                self.stack.upper()?.set_covered(&origin, links.saturating_sub(left))?;
             }
             return Ok(());
         }

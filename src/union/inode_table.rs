@@ -72,11 +72,11 @@ impl InodeTable {
         make: impl FnOnce(u64) -> Inode,
     ) -> (Arc<Inode>, bool) {
         let mut keys = self.shard(&self.keys, &key).lock();
-        if let Some(number) = keys.get(&key) {
-            if let Some(inode) = self.shard(&self.numbers, number).lock().get(number) {
-                inode.lookups.fetch_add(1, Ordering::Relaxed);
-                return (inode.clone(), false);
-            }
+        if let Some(number) = keys.get(&key)
+            && let Some(inode) = self.shard(&self.numbers, number).lock().get(number)
+        {
+            inode.lookups.fetch_add(1, Ordering::Relaxed);
+            return (inode.clone(), false);
         }
         let mut number = wanted.unwrap_or_else(&reserve);
         loop {

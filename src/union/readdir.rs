@@ -28,6 +28,9 @@ const BATCH: usize = 128;
 /// What the layers down to some point make of each name; `None`: hidden.
 type Merged = HashMap<Box<[u8]>, Option<Entry>>;
 
+/// The names that AUFS whiteouts in one layer's directory hide.
+type Hidden = Vec<Box<[u8]>>;
+
 /// An entry as one layer's directory tells it.
 struct RawName {
     name: Box<[u8]>,
@@ -238,7 +241,7 @@ impl Union {
     }
 
     /// The raw entries of one layer's directory, and the names that AUFS whiteouts in it hide.
-    fn read_layer(&self, dir: &Arc<RealDir>) -> Result<(Vec<RawName>, Vec<Box<[u8]>>)> {
+    fn read_layer(&self, dir: &Arc<RealDir>) -> Result<(Vec<RawName>, Hidden)> {
         let (mut here, mut whiteouts) = (Vec::new(), Vec::new());
         if dir.is_void() {
             return Ok((here, whiteouts));
@@ -281,10 +284,10 @@ impl Union {
             layer: Some(dir.layer),
         };
         // Where copies are, an entry may show its origin's number, or be a device 0:0.
-        if let Some(upper) = self.stack.as_upper(dir) {
-            if self.stack.is_impure(&upper)? {
-                self.resolve_entry(view, &name, &mut entry)?;
-            }
+        if let Some(upper) = self.stack.as_upper(dir)
+            && self.stack.is_impure(&upper)?
+        {
+            self.resolve_entry(view, &name, &mut entry)?;
         }
         Ok(Some(entry))
     }

@@ -295,10 +295,10 @@ impl Union {
         let fd = self.stack.open_upper(real)?;
         for name in names {
             let name = Name::new(&name).map_err(|_| Errno::EIO)?;
-            if let Some(stat) = self.stack.stat_at(real, &name)? {
-                if self.stack.is_whiteout(real, &name, &stat)? {
-                    self.keeping_times(real, || self.stack.upper()?.unlink(&fd, &name))?;
-                }
+            if let Some(stat) = self.stack.stat_at(real, &name)?
+                && self.stack.is_whiteout(real, &name, &stat)?
+            {
+                self.keeping_times(real, || self.stack.upper()?.unlink(&fd, &name))?;
             }
         }
         self.stack.note_no_xattr_whiteouts(real);

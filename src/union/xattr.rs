@@ -19,10 +19,10 @@ impl Union {
     /// `ENODATA` if there is none.
     pub fn getxattr(&self, ino: u64, name: &CStr) -> Result<Vec<u8>> {
         self.counters.count(Op::Getxattr);
-        if ino == Union::ROOT {
-            if let Some(answer) = self.virtual_xattr(name) {
-                return answer;
-            }
+        if ino == Union::ROOT
+            && let Some(answer) = self.virtual_xattr(name)
+        {
+            return answer;
         }
         self.check_acl(name)?;
         let stored = self.stored_name(name)?;
@@ -37,7 +37,7 @@ impl Union {
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
         self.counters.count(Op::Listxattr);
         let inode = self.inode(ino)?;
-        let stored = match self.with_target(&inode, |target| sys::xattr::list(target)) {
+        let stored = match self.with_target(&inode, sys::xattr::list) {
             Err(Errno::ENODATA | Errno::EOPNOTSUPP) => return Ok(Vec::new()),
             stored => stored?,
         };
