@@ -28,5 +28,5 @@ mod union {
 
 #[test]
 fn as_an_ordinary_user() {
-    assert!(union::fixture::passes_as_ordinary_user(&["union::"], ""));
+    assert!(union::fixture::passes_as_ordinary_user("union::"));
 }

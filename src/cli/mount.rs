@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long)]
     userxattr: bool,
 
-    /// Follow redirects that lower layers carry: only for layers that you made [-o trusted_lowers]
+    /// Believe lower layers where the data of a file of theirs is (metacopy): only for layers that you made [-o trusted_lowers]
     #[arg(long)]
     trusted_lowers: bool,
 

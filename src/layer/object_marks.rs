@@ -34,7 +34,8 @@ pub struct FileMarks {
 }
 
 impl Stack {
-    /// Reads the marks of a directory.
+    /// Reads the marks of a directory. A redirect counts in every layer: it can lead to other names of the layers only, and a
+    /// layer that was the upper of another mount needs it.
     ///
     /// # Errors
     /// `EIO`, and a line in the log, for a mark that makes no sense.
@@ -45,7 +46,7 @@ impl Stack {
             if let Some(form) = OPAQUE_FORMS.iter().find(|f| f.to_bytes() == name) {
                 let value = self.dir_xattr(dir, form)?.unwrap_or_default();
                 marks.opaque |= value == b"y";
-            } else if name == self.namespace().name(Mark::Redirect).to_bytes() && self.trusts(dir.layer) {
+            } else if name == self.namespace().name(Mark::Redirect).to_bytes() {
                 let value = self.dir_xattr(dir, self.namespace().name(Mark::Redirect))?.unwrap_or_default();
                 marks.redirect = Some(Redirect::parse(&value).inspect_err(|_| {
                     log::error!(

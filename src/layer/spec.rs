@@ -13,6 +13,6 @@ pub struct StackSpec {
     pub work: Option<PathBuf>,
     /// Keep marks in `user.overlay.*` although `trusted.overlay.*` would be possible.
     pub userxattr: bool,
-    /// Follow redirects that the lower layers carry.
+    /// Believe metacopy and device marks on files of the lower layers.
     pub trusted_lowers: bool,
 }

@@ -105,7 +105,7 @@ impl Stack {
         self.namespace
     }
 
-    /// Whether redirects and origins in a layer count.
+    /// Whether the marks of files in a layer count.
     pub fn trusts(&self, layer: LayerId) -> bool {
         layer.is_upper() || self.trusted_lowers
     }

@@ -120,7 +120,9 @@ impl Union {
 
     /// Puts a device 0:0 where a rename just took a name away (RENAME_WHITEOUT of a union on top of this one).
     pub(super) fn make_null_device(&self, dir: &Arc<Inode>, name: &Name) -> Result<()> {
-        let attr = self.with_locked_place(dir, name, |place| self.null_device_at(place, &Caller::default(), 0))?;
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let ours = Caller { uid, gid, pid: 0, umask: 0 };
+        let attr = self.with_locked_place(dir, name, |place| self.null_device_at(place, &ours, 0))?;
         self.forget(attr.ino, 1);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::layer::marks::Redirect;
 use crate::layer::{LayerId, ObjKey, RealDir, SeenKey, Stack, UpperDir};
 use crate::name::Name;
 use crate::union::pin::Pin;
@@ -54,6 +55,8 @@ pub(super) struct DirState {
     pub upper: Option<UpperDir>,
     /// Its parts in the lowers, the top one first.
     pub lowers: Arc<[Arc<RealDir>]>,
+    /// What its part in upper says of where its lowers are.
+    pub redirect: Option<Redirect>,
     /// Parent and name; `None` for the root.
     pub place: Option<(Arc<Inode>, Name)>,
     /// What it showed when it lost its name.
@@ -69,7 +72,16 @@ pub(super) struct DirState {
 impl DirState {
     /// A directory at a place.
     pub fn new(upper: Option<UpperDir>, lowers: Arc<[Arc<RealDir>]>, place: Option<(Arc<Inode>, Name)>) -> Self {
-        Self { upper, lowers, place, removed: None, default_acl: None, opens: 0, changed_while_open: false }
+        Self {
+            upper,
+            lowers,
+            redirect: None,
+            place,
+            removed: None,
+            default_acl: None,
+            opens: 0,
+            changed_while_open: false,
+        }
     }
 }
 
@@ -312,6 +324,30 @@ impl Inode {
         let view = link.parent.as_dir()?.view();
         let dir = view.parts().find(|part| part.layer == layer)?.clone();
         Some((dir, link.name))
+    }
+
+    /// The path under which the layers below upper show a directory that has a part in them.
+    pub(super) fn lower_path(self: &Arc<Self>) -> Vec<Name> {
+        let mut names = Vec::new();
+        let mut next = Some(self.clone());
+        while let Some(at) = next {
+            let Node::Dir(dir) = &at.node else { break };
+            let (redirect, place) = {
+                let state = dir.state.read();
+                (state.redirect.clone(), state.place.clone())
+            };
+            match redirect {
+                Some(Redirect::Path(path)) => {
+                    names.extend(path.into_iter().rev());
+                    break;
+                }
+                Some(Redirect::Sibling(name)) => names.push(name),
+                None => names.extend(place.as_ref().map(|(_, name)| name.clone())),
+            }
+            next = place.map(|(parent, _)| parent);
+        }
+        names.reverse();
+        names
     }
 
     /// Whether it has this name.

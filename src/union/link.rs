@@ -1,15 +1,11 @@
 //! Hard links.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Errno, Result};
-use crate::layer::marks::Mark;
 use crate::layer::stage::Over;
 use crate::name::Name;
-use crate::sys;
-use crate::sys::xattr::Target;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
@@ -52,6 +48,7 @@ impl Union {
         let dir = node.view().upper.ok_or(Errno::ENOENT)?;
         let fd = self.stack.open_upper(&dir)?;
         let object = self.upper_object(inode)?;
+        let is_copy = self.keep_origin_of_linked(inode)?;
         match upper.link(&object, &fd, name) {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
@@ -63,7 +60,7 @@ impl Union {
         if self.stack.has_dot_whiteout(&dir, name)? {
             upper.remove_dot_whiteout(&fd, name)?;
         }
-        if sys::xattr::get(Target::Fd(object.as_fd()), self.stack.namespace().name(Mark::Origin)).is_ok() {
+        if is_copy {
             self.stack.set_impure(&dir)?;
         }
         inode.add_link(parent, name, false);
@@ -71,5 +68,15 @@ impl Union {
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));
         self.gained_name(inode)
+    }
+
+    /// As [`Union::keep_origin`], by whichever name in upper the inode has; true if it is a copy.
+    fn keep_origin_of_linked(&self, inode: &Inode) -> Result<bool> {
+        let Node::Other(file) = &inode.node else { return Ok(false) };
+        let link = file.read().links.as_slice().iter().find(|l| !l.uncovered).cloned();
+        let Some(link) = link else { return Ok(false) };
+        let view = link.parent.as_dir().ok_or(Errno::ENOTDIR)?.view();
+        let Some(dir) = &view.upper else { return Ok(false) };
+        self.keep_origin(inode, &link.parent, &view, dir, &link.name)
     }
 }

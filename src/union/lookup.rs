@@ -37,6 +37,8 @@ pub(super) struct FoundDir {
     pub lowers: Vec<Arc<RealDir>>,
     /// The status of the topmost part.
     pub stat: Stat,
+    /// What the part in upper says of where the lowers are.
+    pub redirect: Option<Redirect>,
 }
 
 /// A real object that is no directory.
@@ -203,7 +205,8 @@ impl Union {
                     let upper = self.stack.as_upper(&real).ok_or(Errno::EIO)?;
                     let marks = self.stack.dir_marks(&real)?;
                     if marks.opaque || self.hides_below(parent, name, !view.lowers.is_empty())? {
-                        return Ok(Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })));
+                        let alone = FoundDir { upper: Some(upper), lowers: Vec::new(), stat, redirect: None };
+                        return Ok(Some(Found::Dir(alone)));
                     }
                     redirect = marks.redirect;
                     upper_dir = Some((upper, stat));
@@ -211,17 +214,19 @@ impl Union {
             }
         }
         let parents: Vec<_> = view.lowers.iter().filter(|l| !skip(l.layer)).cloned().collect();
-        let below = match redirect {
+        let below = match &redirect {
             None => self.find_in_lowers(&parents, name, upper_dir.is_some())?,
-            Some(Redirect::Sibling(name)) => self.find_in_lowers(&parents, &name, true)?,
-            Some(Redirect::Path(path)) => self.find_path(&self.lower_roots(LayerId::UPPER), &path, true)?,
+            Some(Redirect::Sibling(name)) => self.find_in_lowers(&parents, name, true)?,
+            Some(Redirect::Path(path)) => self.find_path(&self.lower_roots(LayerId::UPPER), path, true)?,
         };
         Ok(match (upper_dir, below) {
-            (Some((upper, stat)), InLowers::Dirs(lowers, _)) => {
-                Some(Found::Dir(FoundDir { upper: Some(upper), lowers, stat }))
+            (Some((upper, stat)), below) => {
+                let lowers = if let InLowers::Dirs(lowers, _) = below { lowers } else { Vec::new() };
+                Some(Found::Dir(FoundDir { upper: Some(upper), lowers, stat, redirect }))
             }
-            (Some((upper, stat)), _) => Some(Found::Dir(FoundDir { upper: Some(upper), lowers: Vec::new(), stat })),
-            (None, InLowers::Dirs(lowers, stat)) => Some(Found::Dir(FoundDir { upper: None, lowers, stat })),
+            (None, InLowers::Dirs(lowers, stat)) => {
+                Some(Found::Dir(FoundDir { upper: None, lowers, stat, redirect: None }))
+            }
             (None, InLowers::Other(dir, stat)) => Some(self.found_file(view, &dir, name, stat)?),
             (None, InLowers::Absent) => None,
         })
@@ -419,7 +424,8 @@ impl Union {
             |number| {
                 parent.pins.fetch_add(1, Ordering::Relaxed);
                 let place = Some((parent.clone(), name.clone()));
-                let state = DirState::new(found.upper, found.lowers.into(), place);
+                let mut state = DirState::new(found.upper, found.lowers.into(), place);
+                state.redirect = found.redirect;
                 let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
                 Inode::new(number, FileKind::Directory, node)
             },
@@ -467,7 +473,7 @@ impl Union {
     ) -> Result<Arc<Inode>> {
         let found = if kind == FileKind::Directory {
             let real = RealDir::child(dir, name, st);
-            Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st })
+            Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st, redirect: None })
         } else {
             Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None, data: None, indexed: None })
         };

@@ -267,11 +267,12 @@ impl Union {
         let fd = self.stack.open_upper(real)?;
         let upper = self.stack.upper()?;
         if let Some(lower) = view.lowers.first() {
-            let redirect = redirect_to(lower, &to.view).encode();
-            match upper.set_mark(&fd, Mark::Redirect, &redirect) {
+            let redirect = redirect_to(inode, lower, [&from.view, &to.view]);
+            match upper.set_mark(&fd, Mark::Redirect, &redirect.encode()) {
                 Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE | Errno::EOPNOTSUPP) => return Err(Errno::EXDEV),
                 done => done?,
             }
+            dir.state.write().redirect = Some(redirect);
             self.stack.set_impure(&to.real)
         } else if to.below {
             self.drop_xattr_whiteouts(real)?;
@@ -305,31 +306,43 @@ impl Union {
         Ok(())
     }
 
-    /// A file keeps its number by its origin mark. Who can't open a file by handle finds the origin by a redirect.
+    /// A file keeps its number by its origin mark.
     fn mark_moved_file(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        let Node::Other(file) = &inode.node else { return Ok(()) };
+        if self.keep_origin(inode, from.dir, &from.view, &from.real, from.name)? {
+            self.stack.set_impure(&to.real)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a file of upper is still known as the copy that it is when it has another name than its origin.
+    /// Who can't open a file by handle finds the origin by a redirect. False if it is no copy.
+    pub(super) fn keep_origin(
+        &self,
+        inode: &Inode,
+        parent: &Arc<Inode>,
+        view: &DirView,
+        dir: &UpperDir,
+        name: &Name,
+    ) -> Result<bool> {
+        let Node::Other(file) = &inode.node else { return Ok(false) };
         let key = file.read().key;
-        let stat = self.stack.stat_at(&from.real, from.name)?.filter(|st| ObjKey::from(st) == key);
-        let stat = stat.ok_or(Errno::ESTALE)?;
-        let Some(origin) = self.stack.file_mark(&from.real, from.name, &stat, Mark::Origin)? else { return Ok(()) };
-        self.stack.set_impure(&to.real)?;
+        let stat = self.stack.stat_at(dir, name)?.filter(|st| ObjKey::from(st) == key).ok_or(Errno::ESTALE)?;
+        let Some(origin) = self.stack.file_mark(dir, name, &stat, Mark::Origin)? else { return Ok(false) };
         if self.stack.namespace() == Namespace::Trusted {
-            return Ok(());
+            return Ok(true);
         }
-        let InLowers::Other(lower, _) = self.find_in_lowers(&from.view.lowers, from.name, false)? else {
-            return Ok(());
-        };
-        let same = self.stack.origin_of(&lower, from.name)?.and_then(|o| o.encode()).is_some_and(|o| o == origin);
+        let InLowers::Other(lower, _) = self.find_in_lowers(&view.lowers, name, false)? else { return Ok(true) };
+        let same = self.stack.origin_of(&lower, name)?.and_then(|o| o.encode()).is_some_and(|o| o == origin);
         if !same {
-            return Ok(());
+            return Ok(true);
         }
-        let mut path = lower.path();
-        path.push(from.name.clone());
+        let mut path = parent.lower_path();
+        path.push(name.clone());
         let object = self.upper_object(inode)?;
         match self.stack.upper()?.set_mark(&object, Mark::Redirect, &Redirect::Path(path).encode()) {
             // Then it gets a new number at the next mount.
-            Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE) => Ok(()),
-            done => done,
+            Err(Errno::ENOSPC | Errno::E2BIG | Errno::ERANGE) => Ok(true),
+            done => done.map(|()| true),
         }
     }
 
@@ -354,6 +367,7 @@ impl Union {
             let mut state = dir.state.write();
             state.upper = Some(fresh);
             state.lowers = [].into();
+            state.redirect = None;
         }
         self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), target);
         Ok(())
@@ -362,12 +376,12 @@ impl Union {
 
 /// Where a moved directory finds its lower part: by that one's own name if they stay side by side, which always fits into
 /// a mark, else by its path.
-fn redirect_to(lower: &Arc<RealDir>, parent: &DirView) -> Redirect {
+fn redirect_to(inode: &Arc<Inode>, lower: &Arc<RealDir>, parents: [&DirView; 2]) -> Redirect {
+    let in_both =
+        |dir: &RealDir| parents.iter().all(|p| p.lowers.iter().any(|l| l.layer == dir.layer && l.key == dir.key));
     match lower.place() {
-        Some((dir, name)) if parent.lowers.iter().any(|l| l.layer == dir.layer && l.key == dir.key) => {
-            Redirect::Sibling(name)
-        }
-        _ => Redirect::Path(lower.path()),
+        Some((dir, name)) if in_both(&dir) => Redirect::Sibling(name),
+        _ => Redirect::Path(inode.lower_path()),
     }
 }
 

@@ -103,9 +103,14 @@ fn it_is_gone_with_the_last_forget() {
 #[test]
 fn they_need_no_descriptor_each() {
     let test = "union::unlinked::hundreds_of_them_are_kept";
+    let program = std::env::current_exe().unwrap();
+    if program.metadata().is_err() {
+        eprintln!("left out: this user can't reach {}", program.display());
+        return;
+    }
     let output = std::process::Command::new("sh")
         .args(["-c", r#"ulimit -n 512 && exec "$0" --exact "$1" --nocapture"#])
-        .arg(std::env::current_exe().unwrap())
+        .arg(program)
         .arg(test)
         .output()
         .unwrap();
