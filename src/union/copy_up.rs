@@ -197,6 +197,9 @@ impl Union {
                 nix::unistd::fsync(&object)?;
             }
         }
+        if copy == CopyUp::WithoutData {
+            upper.truncate(&object, 0)?;
+        }
         upper.remove_mark(&object, Mark::Metacopy)?;
         self.counters.copied_up(CopyUpKind::Completed);
         file.write().rare_mut().data = None;
@@ -214,9 +217,11 @@ impl Union {
             file.layer = LayerId::UPPER;
             file.key = key;
             file.rare_mut().lower_key = Some(lower);
-            for link in file.links.as_mut_slice().iter_mut().skip(1) {
-                link.uncovered = true;
+            let mut links = file.links.as_mut_slice().iter_mut();
+            if let Some(first) = links.next() {
+                first.layer = LayerId::UPPER;
             }
+            links.for_each(|link| link.uncovered = true);
             if lower_stat.nlink == 1 {
                 file.hard_linked = false;
             }

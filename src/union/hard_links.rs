@@ -13,7 +13,7 @@ use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
 use crate::layer::upper::UpperObject;
-use crate::layer::{ObjKey, RealDir, index};
+use crate::layer::{LayerId, ObjKey, RealDir, index};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
@@ -249,6 +249,7 @@ impl Union {
             let mut state = file.write();
             if let Some(l) = state.links.as_mut_slice().iter_mut().find(|l| l.is(&link.parent, &link.name)) {
                 l.uncovered = false;
+                l.layer = LayerId::UPPER;
             }
             drop(state);
             self.unpin(inode);

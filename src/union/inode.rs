@@ -126,6 +126,8 @@ pub(super) struct Link {
     pub parent: Arc<Inode>,
     /// The name in it.
     pub name: Name,
+    /// The layer in which the name is. One lower object may have names in several.
+    pub layer: LayerId,
     /// The inode is in upper by now, but this name of it still is the lower's: a change gives it the name in upper first.
     pub uncovered: bool,
 }
@@ -314,15 +316,15 @@ impl Inode {
     /// The real object's directory and name, from whichever name it has; `None` when it lost the last one.
     pub(super) fn location(&self) -> Option<(Arc<RealDir>, Name)> {
         let Node::Other(file) = &self.node else { return None };
-        let (layer, link) = {
+        let link = {
             let file = file.read();
             if let Some(Pin::Lower(dir, name)) = file.pin() {
                 return Some((dir.clone(), name.clone()));
             }
-            (file.layer, file.links.as_slice().iter().find(|l| !l.uncovered)?.clone())
+            file.links.as_slice().iter().find(|l| !l.uncovered)?.clone()
         };
         let view = link.parent.as_dir()?.view();
-        let dir = view.parts().find(|part| part.layer == layer)?.clone();
+        let dir = view.parts().find(|part| part.layer == link.layer)?.clone();
         Some((dir, link.name))
     }
 
@@ -359,14 +361,14 @@ impl Inode {
     }
 
     /// Adds a name, unless it is known already.
-    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name, uncovered: bool) {
+    pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name, layer: LayerId, uncovered: bool) {
         let Node::Other(file) = &self.node else { return };
         let mut file = file.write();
         if file.links.as_slice().iter().any(|l| l.is(parent, name)) {
             return;
         }
         parent.pins.fetch_add(1, Ordering::Relaxed);
-        file.links.push(Link { parent: parent.clone(), name: name.clone(), uncovered });
+        file.links.push(Link { parent: parent.clone(), name: name.clone(), layer, uncovered });
     }
 
     /// Takes a name away; returns it.

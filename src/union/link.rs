@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Errno, Result};
+use crate::layer::LayerId;
 use crate::layer::stage::Over;
 use crate::name::Name;
 use crate::union::copy_up::CopyUp;
@@ -63,7 +64,7 @@ impl Union {
         if is_copy {
             self.stack.set_impure(&dir)?;
         }
-        inode.add_link(parent, name, false);
+        inode.add_link(parent, name, LayerId::UPPER, false);
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));

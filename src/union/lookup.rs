@@ -453,7 +453,7 @@ impl Union {
         if let Node::Other(file) = &inode.node {
             let uncovered = file.read().layer.is_upper() && !found.dir.layer.is_upper();
             current = file.read().key == key;
-            inode.add_link(parent, name, uncovered);
+            inode.add_link(parent, name, found.dir.layer, uncovered);
             if !new && !uncovered {
                 // A name leads to it again: whatever kept it reachable without one may go.
                 self.unpin(&inode);

@@ -253,7 +253,7 @@ impl Union {
         match &inode.node {
             Node::Dir(_) => inode.move_dir(to.dir, to.name),
             Node::Other(_) => {
-                inode.add_link(to.dir, to.name, false);
+                inode.add_link(to.dir, to.name, LayerId::UPPER, false);
                 inode.remove_link(from.dir, from.name);
             }
         }

@@ -148,3 +148,19 @@ fn a_link_across_layers_is_one_file_only_where_both_names_show_it() {
     let same = view.stat("a").unwrap().ino == view.stat("b").unwrap().ino;
     assert_eq!(b == "SHARED", same, "one inode shows one content");
 }
+
+#[test]
+fn names_in_several_layers_are_each_found_in_their_own() {
+    let layers = Layers::new(2);
+    let one = layers.file(0, "x/one", "lower");
+    layers.directory(1, "y");
+    std::fs::hard_link(&one, layers.lower(1, "y/two")).unwrap();
+    let view = layers.open();
+    let (_one, _two) = (view.hold("x/one").unwrap(), view.hold("y/two").unwrap());
+    check(&view, &["x/one", "y/two"], "lower", 2);
+    view.unlink("x/one").unwrap();
+    check(&view, &["y/two"], "lower", 1);
+    view.write("y/two", 0, b"UPPER").unwrap();
+    check(&view, &["y/two"], "UPPER", 1);
+    assert_eq!(std::fs::read(&one).unwrap(), b"lower");
+}
