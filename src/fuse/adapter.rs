@@ -5,20 +5,22 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use crate::error::Errno;
 use crate::fuse::call::call;
 use crate::fuse::capabilities::{Granted, negotiate};
 use crate::fuse::convert;
+use crate::fuse::seek::{Seek, Seeker};
 use crate::union::{Attr, SetAttr, Union};
 
 /// "For good", as far as the kernel can count it.
@@ -43,16 +45,22 @@ pub(super) struct Adapter {
     ttl: Duration,
     layers_change: bool,
     granted: Granted,
+    seeker: Seeker,
 }
 
 impl Adapter {
-    pub(super) fn new(union: Arc<Union>, timeout: Option<Duration>) -> Self {
-        Self {
+    pub(super) fn new(
+        union: Arc<Union>,
+        timeout: Option<Duration>,
+        notifier: &Arc<OnceLock<Notifier>>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            seeker: Seeker::start(union.clone(), notifier.clone())?,
             union,
             ttl: timeout.unwrap_or(FOREVER),
             layers_change: timeout == Some(Duration::ZERO),
             granted: Granted::default(),
-        }
+        })
     }
 
     fn entry(&self, reply: ReplyEntry, result: std::result::Result<Attr, FuseErrno>) {
@@ -443,9 +451,11 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        match call("lseek", || self.union.lseek(ino.0, offset, whence)) {
-            Ok(at) => reply.offset(at),
-            Err(e) => reply.error(e),
+        let seek = Seek { ino, offset, whence, reply };
+        if self.granted.writeback {
+            self.seeker.leave(seek);
+        } else {
+            seek.answer(&self.union);
         }
     }
 

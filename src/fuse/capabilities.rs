@@ -54,6 +54,8 @@ pub(super) struct Granted {
     pub no_open: bool,
     /// The same for OPENDIR.
     pub no_opendir: bool,
+    /// Written pages may be in the kernel only.
+    pub writeback: bool,
 }
 
 /// Asks for everything that this mount wants and this kernel has.
@@ -84,5 +86,6 @@ pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool, writable
     Granted {
         no_open: granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
         no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        writeback: writable && granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
     }
 }

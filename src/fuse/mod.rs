@@ -1,16 +1,18 @@
 //! The FUSE protocol, without policy: a request is decoded, the union is asked, the answer is encoded.
 //!
 //! The only module that names the `fuser` crate. `call` runs an operation so that a panic costs one EIO; `convert` holds
-//! every conversion between the protocol's types and ours; `capabilities` says what is asked of the kernel and why.
+//! every conversion between the protocol's types and ours; `capabilities` says what is asked of the kernel and why; `seek`
+//! has the one operation that waits for others.
 
 mod adapter;
 mod call;
 mod capabilities;
 mod convert;
+mod seek;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::union::Union;
@@ -40,9 +42,12 @@ impl Server {
         let mut config = fuser::Config::default();
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
-        let adapter = Adapter::new(union, options.timeout);
+        let notifier = Arc::new(OnceLock::new());
+        let adapter = Adapter::new(union, options.timeout, &notifier)?;
         // Who may do what is the kernel's to decide (default_permissions, allow_other), not the session's.
         let session = fuser::Session::from_fd(adapter, dev_fuse, fuser::SessionACL::All, config)?;
+        // Nothing is asked for before `run`.
+        notifier.get_or_init(|| session.notifier());
         Ok(Self { session })
     }
 

@@ -23,6 +23,7 @@ pub fn tests() -> Vec<Test> {
         t!(allocation_errors),
         t!(punched_holes),
         t!(data_and_holes_are_found),
+        t!(what_was_just_written_is_no_hole),
         t!(ranges_are_copied),
         t!(files_are_copied_by_std),
         t!(mappings_are_written_back),
@@ -171,6 +172,24 @@ fn data_and_holes_are_found() {
             file.sync_all().expect("fsync");
             check(&file);
             fails(lseek(open(dir.join("empty")), 0, Whence::SeekData), Errno::ENXIO);
+        },
+    );
+}
+
+/// Pages that the kernel has not written back yet are data all the same.
+fn what_was_just_written_is_no_hole() {
+    everywhere(
+        |dir| put(dir.join("file"), "0123456789"),
+        |dir| {
+            let file = edit(dir.join("file"));
+            file.write_all_at(&vec![b'x'; 100_000], 0).expect("write");
+            assert_eq!(lseek(&file, 50_000, Whence::SeekData), Ok(50_000));
+            assert_eq!(lseek(&file, 0, Whence::SeekHole), Ok(100_000));
+            file.set_len(3 << 20).expect("truncate");
+            file.write_all_at(b"far", 2 << 20).expect("write");
+            let data = lseek(&file, 1 << 20, Whence::SeekData).expect("data");
+            assert!(data > 1 << 20 && data <= 2 << 20, "data at {data}");
+            assert_eq!(lseek(&file, 5 << 19, Whence::SeekData), Err(Errno::ENXIO));
         },
     );
 }
