@@ -27,7 +27,9 @@ impl Union {
         if self.hold(&parent, newname)?.is_some() {
             return Err(Errno::EEXIST);
         }
-        if file.read().links.as_slice().is_empty() {
+        let nameless = file.read().links.as_slice().is_empty();
+        // It may have names that nobody has looked up.
+        if nameless && self.attr_of(&inode)?.nlink == 0 {
             return Err(Errno::ENOENT);
         }
         self.ensure_upper(&inode, CopyUp::Whole)?;
@@ -49,7 +51,7 @@ impl Union {
         let dir = node.view().upper.ok_or(Errno::ENOENT)?;
         let fd = self.stack.open_upper(&dir)?;
         let object = self.upper_object(inode)?;
-        let is_copy = self.keep_origin_of_linked(inode)?;
+        let is_copy = self.keep_origin_of_linked(inode)? || is_indexed(inode);
         match upper.link(&object, &fd, name) {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
@@ -80,4 +82,8 @@ impl Union {
         let Some(dir) = &view.upper else { return Ok(false) };
         self.keep_origin(inode, &link.parent, &view, dir, &link.name)
     }
+}
+
+fn is_indexed(inode: &Inode) -> bool {
+    matches!(&inode.node, Node::Other(file) if file.read().index().is_some())
 }

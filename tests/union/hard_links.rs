@@ -1,6 +1,6 @@
 //! Names of one file, in lower and in upper.
 
-use super::fixture::{EXCHANGE, Layers, PLAIN, View};
+use super::fixture::{EXCHANGE, Layers, PLAIN, View, name};
 
 /// A lower file with the names `a`, `b` and `d/c`.
 fn linked() -> (Layers, View) {
@@ -163,4 +163,15 @@ fn names_in_several_layers_are_each_found_in_their_own() {
     view.write("y/two", 0, b"UPPER").unwrap();
     check(&view, &["y/two"], "UPPER", 1);
     assert_eq!(std::fs::read(&one).unwrap(), b"lower");
+}
+
+#[test]
+fn a_file_gets_a_name_although_only_names_that_nobody_looked_up_are_left() {
+    let (_layers, view) = linked();
+    let held = view.hold("a").unwrap();
+    view.unlink("a").unwrap();
+    view.union.link(held.ino, layerfs::union::Union::ROOT, &name("new")).unwrap();
+    check(&view, &["new", "b", "d/c"], "lower", 3);
+    view.write("d/c", 0, b"UPPER").unwrap();
+    check(&view, &["new", "b", "d/c"], "UPPER", 3);
 }
