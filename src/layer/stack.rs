@@ -160,7 +160,7 @@ impl Stack {
     }
 
     /// Remembers a descriptor that was opened for `dir` already.
-    pub fn keep_dir_fd(&self, dir: &Arc<RealDir>, fd: OwnedFd) {
+    fn keep_dir_fd(&self, dir: &Arc<RealDir>, fd: OwnedFd) {
         self.fds.put(dir, Arc::new(fd));
     }
 

@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid};
 
-use super::{check, process};
+use super::{check, privilege};
 use crate::error::{Errno, SetupError};
 
 pub use info::{MountEntry, mounts, mounts_of, top_at};
@@ -216,7 +216,7 @@ fn may_mount() -> bool {
     match open_context() {
         Ok(_) => true,
         // The call is missing or filtered: the capability has to speak for mount(2).
-        Err(Errno::ENOSYS | Errno::EPERM) => process::has_sys_admin(),
+        Err(Errno::ENOSYS | Errno::EPERM) => privilege::has_sys_admin(),
         // What else goes wrong is told when mounting.
         Err(_) => true,
     }

@@ -2,8 +2,13 @@
 
 /// Whether the process has CAP_SYS_ADMIN in the initial user namespace: then `trusted.*` attributes are its to use.
 pub fn is_privileged() -> bool {
+    initial_user_namespace() && has_sys_admin()
+}
+
+/// Whether the process has CAP_SYS_ADMIN in its own user namespace; no, where procfs can't be read.
+pub fn has_sys_admin() -> bool {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
-    initial_user_namespace() && effective_capabilities() & CAP_SYS_ADMIN != 0
+    effective_capabilities() & CAP_SYS_ADMIN != 0
 }
 
 /// Whether a caller of the union has CAP_FSETID; what can't be known counts as no.
@@ -35,4 +40,16 @@ fn effective_capabilities() -> u64 {
 fn capabilities_in(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_status() {
+        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000200000\nCapBnd:\t0\n";
+        assert_eq!(capabilities_in(status), 1 << 21);
+        assert_eq!(capabilities_in("Name:\tx\n"), 0);
+    }
 }

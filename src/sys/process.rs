@@ -12,20 +12,6 @@ use nix::unistd::{ForkResult, Pid};
 use super::check;
 use crate::error::Errno;
 
-/// The bit of CAP_SYS_ADMIN in the capability sets of /proc/PID/status.
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-
-/// Whether this process has CAP_SYS_ADMIN in its own user namespace; no, where procfs can't be read.
-pub fn has_sys_admin() -> bool {
-    let Ok(status) = std::fs::read_to_string("/proc/thread-self/status") else { return false };
-    effective_capabilities(&status).is_some_and(|set| set & CAP_SYS_ADMIN != 0)
-}
-
-fn effective_capabilities(status: &str) -> Option<u64> {
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(set.trim(), 16).ok()
-}
-
 /// Which side of a fork this is.
 #[derive(Debug)]
 pub enum Fork {
@@ -160,13 +146,6 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-
-    #[test]
-    fn capabilities_are_read_from_status() {
-        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t0000000000200000\nCapBnd:\t0\n";
-        assert_eq!(effective_capabilities(status), Some(CAP_SYS_ADMIN));
-        assert_eq!(effective_capabilities("Name:\tx\n"), None);
-    }
 
     #[test]
     fn a_stranger_is_waited_for() {

@@ -131,7 +131,7 @@ impl Union {
     }
 
     /// Writes down how many names an inode has, for the next mount.
-    fn store_links(&self, inode: &Inode) -> Result<()> {
+    pub(super) fn store_links(&self, inode: &Inode) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Ok(()) };
         if file.read().index().is_none() {
             return Ok(());
@@ -140,11 +140,6 @@ impl Union {
         let stat = sys::file::stat(object.as_fd())?;
         let diff = i64::from(self.link_count(inode, &stat)) - i64::from(stat.nlink);
         self.stack.upper()?.set_mark(&object, Mark::Nlink, format!("U{diff:+}").as_bytes())
-    }
-
-    /// Keeps account of a new name of an inode.
-    pub(super) fn gained_name(&self, inode: &Inode) -> Result<()> {
-        self.store_links(inode)
     }
 
     /// Keeps account of a name that an inode lost; `uncovered`: it was still the lower's. `lower`: where that is.

@@ -70,7 +70,7 @@ impl Union {
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));
-        self.gained_name(inode)
+        self.store_links(inode)
     }
 
     /// As [`Union::keep_origin`], by whichever name in upper the inode has; true if it is a copy.

@@ -375,7 +375,7 @@ impl Union {
 }
 
 /// Where a moved directory finds its lower part: by that one's own name if they stay side by side, which always fits into
-/// a mark, else by its path.
+/// a mark, else by its path. Either is right at the old place too, in case the move fails.
 fn redirect_to(inode: &Arc<Inode>, lower: &Arc<RealDir>, parents: [&DirView; 2]) -> Redirect {
     let in_both =
         |dir: &RealDir| parents.iter().all(|p| p.lowers.iter().any(|l| l.layer == dir.layer && l.key == dir.key));

@@ -89,3 +89,19 @@ fn names_with_every_character_that_options_use_are_fine() {
     union.forget(attr.ino, 1);
     union.close().unwrap();
 }
+
+#[test]
+fn a_union_that_is_never_mounted_leaves_nothing_behind() {
+    let layers = Layers::new(1);
+    let before = snapshot(&layers.work(""));
+    let union = Union::open(&layers.spec(), Options::default()).unwrap();
+    assert!(layers.work("layerfs/lock").exists());
+    union.abandon().unwrap();
+    drop(union);
+    assert!(!layers.work("layerfs").exists());
+    let spec = StackSpec { work: Some(layers.beside("made")), ..layers.spec() };
+    let union = Union::open(&spec, Options::default()).unwrap();
+    union.abandon().unwrap();
+    assert!(!layers.beside("made").exists());
+    assert_eq!(snapshot(&layers.work("")).len(), before.len());
+}
