@@ -4,6 +4,9 @@
 //! every conversion between the protocol's types and ours; `capabilities` says what is asked of the kernel and why; `seek`
 //! has the one operation that waits for others.
 
+// What a layer or a caller supplies must never end the daemon.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 mod adapter;
 mod call;
 mod capabilities;

@@ -1,5 +1,8 @@
 //! What lies on disk: the stack of layers, real objects in them, the marks, and the one type that can change a layer.
 
+// What a layer or a caller supplies must never end the daemon.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 pub mod busy;
 pub mod index;
 pub mod marks;

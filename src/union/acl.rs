@@ -29,14 +29,15 @@ pub(super) struct Inherited {
 /// Applies a default ACL to the mode that the creator asked for (posix_acl_create_masq of the kernel).
 pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
     let (header, entries) = default.split_at_checked(HEADER)?;
-    if u32::from_le_bytes(header.try_into().ok()?) != VERSION || entries.len() % ENTRY != 0 {
+    let (entries, []) = entries.as_chunks::<ENTRY>() else { return None };
+    if u32::from_le_bytes(header.try_into().ok()?) != VERSION {
         return None;
     }
     let mut access = default.to_vec();
-    let tags: Vec<u16> = entries.chunks_exact(ENTRY).map(|e| u16::from_le_bytes([e[0], e[1]])).collect();
+    let tags: Vec<u16> = entries.iter().map(|e| u16::from_le_bytes([e[0], e[1]])).collect();
     let has_mask = tags.contains(&MASK);
     let mut bits = 0;
-    for (entry, tag) in access.get_mut(HEADER..)?.chunks_exact_mut(ENTRY).zip(&tags) {
+    for (entry, tag) in access.get_mut(HEADER..)?.as_chunks_mut::<ENTRY>().0.iter_mut().zip(&tags) {
         let shift = match *tag {
             USER_OBJ => 6,
             GROUP_OBJ if !has_mask => 3,

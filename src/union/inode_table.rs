@@ -43,6 +43,7 @@ impl InodeTable {
         table
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a remainder by the number of shards")]
     fn shard<'a, K: Hash, V>(&self, shards: &'a Shards<K, V>, key: &K) -> &'a Mutex<HashMap<K, V>> {
         &shards[self.hasher.hash_one(key) as usize % SHARDS]
     }

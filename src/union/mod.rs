@@ -1,5 +1,8 @@
 //! The merged namespace: one file for each kind of operation, all of it testable without a mount.
 
+// What a layer or a caller supplies must never end the daemon.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 mod acl;
 mod attr;
 mod cache;

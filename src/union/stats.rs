@@ -152,6 +152,10 @@ pub(super) struct Counters {
     bytes: [AtomicU64; COPY_KINDS.len()],
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "each array has a place for each variant of the enum that it is indexed with"
+)]
 impl Counters {
     pub(super) fn count(&self, op: Op) {
         self.operations[op as usize].fetch_add(1, Ordering::Relaxed);
