@@ -211,6 +211,28 @@ fn only_sys_is_unsafe() {
     assert!(outside.is_empty(), "{outside:?}");
 }
 
+/// Else a test could not have the call fail.
+#[test]
+fn layers_are_reached_through_sys() {
+    let call = ["nix::unistd::", "nix::sys::stat::", "nix::sys::uio::", "nix::fcntl::open"];
+    let direct = |code: &str| {
+        call.iter().any(|call| {
+            code.match_indices(call).any(|(at, found)| {
+                let rest = code[at + found.len()..].trim_start_matches(is_word);
+                rest.starts_with('(') && !code[at + found.len()..].starts_with("get")
+            })
+        })
+    };
+    let of_layers = |path: &Path| path.starts_with("layer") || path.starts_with("union");
+    let found: Vec<PathBuf> = sources()
+        .into_iter()
+        .filter(|source| of_layers(&source.path) && direct(&source.code))
+        .map(|source| source.path)
+        .collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(direct("nix::unistd::fsync(fd)") && !direct("nix::unistd::geteuid()"));
+}
+
 #[test]
 fn one_module_knows_the_private_format() {
     let files = files_with("bincode");

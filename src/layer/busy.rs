@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, major, makedev, minor};
 
 use crate::error::{Errno, SetupError};
+use crate::sys;
 use crate::sys::mount::mounts_of;
 
 /// The lock's name in `W/layerfs`.
@@ -62,7 +63,7 @@ pub fn wait_for_upper(upper: &Path, wait: Duration) -> Result<(), SetupError> {
 
 fn lock_work(work: BorrowedFd<'_>, upper: &Path, deadline: Instant) -> Result<Flock<File>, SetupError> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = nix::fcntl::openat(work, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+    let file = sys::posix::openat(work, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)
         .map_err(|e| cannot_lock(e.desc(), upper))?;
     let mut file = File::from(file);
     loop {

@@ -52,13 +52,13 @@ impl Upper {
                 Namespace::User => self.work.private.as_fd(),
             };
             if make {
-                match nix::sys::stat::mkdirat(parent, c"index", Mode::S_IRWXU) {
+                match sys::posix::mkdirat(parent, c"index", Mode::S_IRWXU) {
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(e) => return Err(e),
                 }
             }
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            match nix::fcntl::openat(parent, c"index", flags, Mode::empty()) {
+            match sys::posix::openat(parent, c"index", flags, Mode::empty()) {
                 // Whoever was first, both are the same.
                 Ok(fd) => {
                     drop(self.index.set(fd));
@@ -110,7 +110,7 @@ impl Upper {
     pub fn open_indexed(&self, name: &Name, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
         let dir = self.index_dir(false)?.ok_or(Errno::ESTALE)?;
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::empty())?;
+        let fd = sys::posix::openat(dir, name.as_cstr(), flags, Mode::empty())?;
         if ObjKey::from(&sys::file::stat(&fd)?) != key {
             return Err(Errno::ESTALE);
         }
@@ -120,16 +120,15 @@ impl Upper {
     /// Takes a copy out of the index: it has no names any more.
     pub fn remove_from_index(&self, name: &Name) -> Result<()> {
         let Some(dir) = self.index_dir(false)? else { return Ok(()) };
-        match nix::unistd::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir) {
+        match sys::posix::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
             done => done,
         }
     }
 
-    /// Remembers how many names of a lower object without a copy are gone.
-    pub fn set_covered(&self, lower: &Origin, covered: u32) -> Result<()> {
-        self.work.begin()?;
-        self.private.set_handle(self.work.private.as_fd(), &lower.handle, Mark::Covered, &covered.to_le_bytes())
+    /// Remembers how many names of a lower object without a copy are gone, once they are.
+    pub fn set_covered(&self, lower: &Origin, covered: u32) {
+        self.private.set_by_and_by(self.work.private.as_fd(), &lower.handle, Mark::Covered, &covered.to_le_bytes());
     }
 
     /// How many names of a lower object without a copy are gone.

@@ -84,7 +84,7 @@ impl<'a> Dir<'a> {
             SetupError::new(format!("the {role} directory {what}"), path, advice)
         };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(path, flags, Mode::empty()).map_err(failed)?;
+        let fd = sys::posix::open(path, flags, Mode::empty()).map_err(failed)?;
         let key = ObjKey::from(&sys::file::stat(&fd).map_err(failed)?);
         Ok(Self { path, fd, key })
     }
@@ -199,7 +199,7 @@ fn check_overlap(upper: &Dir<'_>, work: &Work<'_>, lowers: &[Dir<'_>]) -> Result
 fn ancestors(dir: &OwnedFd) -> impl Iterator<Item = ObjKey> {
     let up = |fd: BorrowedFd<'_>| -> OpResult<(OwnedFd, ObjKey)> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let parent = nix::fcntl::openat(fd, c"..", flags, Mode::empty())?;
+        let parent = sys::posix::openat(fd, c"..", flags, Mode::empty())?;
         let key = ObjKey::from(&sys::file::stat(&parent)?);
         Ok((parent, key))
     };
@@ -258,12 +258,12 @@ impl<'a> Probe<'a> {
         let pid = std::process::id();
         for attempt in 0..100_u32 {
             let name = CString::new(format!(".layerfs-probe.{pid}.{attempt}")).unwrap_or_default();
-            match nix::sys::stat::mkdirat(&base.fd, name.as_c_str(), Mode::S_IRWXU) {
+            match sys::posix::mkdirat(&base.fd, name.as_c_str(), Mode::S_IRWXU) {
                 Err(Errno::EEXIST) => {}
                 Err(e) => return Err(failed(e)),
                 Ok(()) => {
                     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                    let fd = nix::fcntl::openat(&base.fd, name.as_c_str(), flags, Mode::empty()).map_err(failed)?;
+                    let fd = sys::posix::openat(&base.fd, name.as_c_str(), flags, Mode::empty()).map_err(failed)?;
                     return Ok(Self { base: base.fd.as_fd(), name, fd });
                 }
             }
@@ -273,19 +273,19 @@ impl<'a> Probe<'a> {
 
     fn make_file(&self, name: &std::ffi::CStr) -> OpResult<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        nix::fcntl::openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(drop)
+        sys::posix::openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(drop)
     }
 }
 
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
         for name in Self::NAMES {
-            match nix::unistd::unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            match sys::posix::unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(e) => log::warn!("can't remove {:?} in {:?}: {e}", name, self.name),
             }
         }
-        if let Err(e) = nix::unistd::unlinkat(self.base, self.name.as_c_str(), UnlinkatFlags::RemoveDir) {
+        if let Err(e) = sys::posix::unlinkat(self.base, self.name.as_c_str(), UnlinkatFlags::RemoveDir) {
             log::warn!("can't remove {:?}: {e}", self.name);
         }
     }

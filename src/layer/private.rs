@@ -1,12 +1,10 @@
 //! Marks that an object can't carry itself: symlinks, fifos, sockets and devices take no `user.*` attribute.
 //!
 //! `W/layerfs/marks` is a log of records, appended to and read whole at mount: length, checksum, bincode. A torn tail is
-//! what a crash left: it is cut off. The object is named by its file handle, so a number used again is another object.
+//! what a crash left: the next record is written over it. The object is named by its file handle, so a number used again is another object.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -16,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::name::Name;
+use crate::sys;
 use crate::sys::handle::{self, FileHandle};
 
 /// Changes whenever `Record` or its encoding does.
@@ -42,22 +41,24 @@ pub(super) struct PrivateMarks(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    log: Option<File>,
+    log: Option<OwnedFd>,
+    /// The length of the log's sound records: the next one goes there, over what is left of one that failed.
+    end: usize,
+    /// Records that could not be written yet.
+    pending: Vec<u8>,
     marks: HashMap<Key, Vec<u8>>,
 }
 
 impl PrivateMarks {
     /// Reads the log in `dir`; it is made at the first mark.
     pub(super) fn open(dir: BorrowedFd<'_>) -> Result<Self> {
-        let mut inner = Inner { log: None, marks: HashMap::new() };
+        let mut inner = Inner { log: None, end: 0, pending: Vec::new(), marks: HashMap::new() };
         match open_log(dir, OFlag::empty()) {
-            Ok(mut log) => {
-                let mut bytes = Vec::new();
-                log.read_to_end(&mut bytes).map_err(errno)?;
-                let sound = replay(&bytes, &mut inner.marks);
-                if sound < bytes.len() {
-                    log::warn!("marks: {} bytes at the end of the log were torn by a crash", bytes.len() - sound);
-                    log.set_len(sound as u64).map_err(errno)?;
+            Ok(log) => {
+                let bytes = read_log(log.as_fd())?;
+                inner.end = replay(&bytes, &mut inner.marks);
+                if inner.end < bytes.len() {
+                    log::warn!("marks: {} bytes at the end of the log were torn by a crash", bytes.len() - inner.end);
                 }
                 inner.log = Some(log);
             }
@@ -93,20 +94,54 @@ impl PrivateMarks {
     /// Sets a mark of the object with a handle.
     pub(super) fn set_handle(&self, dir: BorrowedFd<'_>, handle: &FileHandle, mark: Mark, value: &[u8]) -> Result<()> {
         let mark = code(mark).ok_or(Errno::EOPNOTSUPP)?;
-        let record = Record {
-            version: VERSION,
-            handle_kind: handle.kind,
-            handle: handle.bytes.clone(),
-            mark,
-            value: value.to_vec(),
-        };
+        let record = encode(handle, mark, value)?;
         let mut inner = self.0.lock();
-        if inner.log.is_none() {
-            inner.log = Some(open_log(dir, OFlag::O_CREAT)?);
-        }
-        let log = inner.log.as_mut().ok_or(Errno::EIO)?;
-        log.write_all(&encode(&record)?).map_err(errno)?;
+        inner.write_pending(dir)?;
+        inner.write(dir, &record)?;
         inner.marks.insert((handle.clone(), mark), value.to_vec());
+        Ok(())
+    }
+
+    /// Sets a mark that tells of something that has happened already. What can't be written now is written with the next
+    /// mark, or at the end.
+    pub(super) fn set_by_and_by(&self, dir: BorrowedFd<'_>, handle: &FileHandle, mark: Mark, value: &[u8]) {
+        let Some(mark) = code(mark) else { return };
+        let Ok(record) = encode(handle, mark, value) else { return };
+        let mut inner = self.0.lock();
+        inner.marks.insert((handle.clone(), mark), value.to_vec());
+        inner.pending.extend_from_slice(&record);
+        if let Err(e) = inner.write_pending(dir) {
+            log::warn!("a mark can't be written down yet: {e}");
+        }
+    }
+
+    /// Writes down what could not be written before.
+    pub(super) fn finish(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        self.0.lock().write_pending(dir)
+    }
+}
+
+impl Inner {
+    fn write_pending(&mut self, dir: BorrowedFd<'_>) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let pending = std::mem::take(&mut self.pending);
+        self.write(dir, &pending).inspect_err(|_| self.pending = pending)
+    }
+
+    fn write(&mut self, dir: BorrowedFd<'_>, mut records: &[u8]) -> Result<()> {
+        if self.log.is_none() {
+            self.log = Some(open_log(dir, OFlag::O_CREAT)?);
+        }
+        let log = self.log.as_ref().ok_or(Errno::EIO)?;
+        let mut at = self.end;
+        while !records.is_empty() {
+            let n = sys::posix::pwrite(log, records, at as i64)?;
+            at += n;
+            records = records.get(n..).unwrap_or_default();
+        }
+        self.end = at;
         Ok(())
     }
 }
@@ -122,14 +157,22 @@ fn code(mark: Mark) -> Option<u8> {
     }
 }
 
-fn open_log(dir: BorrowedFd<'_>, flags: OFlag) -> Result<File> {
-    let flags = flags | OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let dir = nix::fcntl::openat(dir, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    nix::fcntl::openat(dir.as_fd(), c"marks", flags, Mode::S_IRUSR | Mode::S_IWUSR).map(File::from)
+fn open_log(dir: BorrowedFd<'_>, flags: OFlag) -> Result<OwnedFd> {
+    let flags = flags | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = sys::posix::openat(dir, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::posix::openat(dir.as_fd(), c"marks", flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
-fn errno(e: std::io::Error) -> Errno {
-    e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+fn read_log(log: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; MAX_RECORD];
+    loop {
+        let n = sys::posix::pread(log, &mut buffer, bytes.len() as i64)?;
+        match buffer.get(..n).unwrap_or_default() {
+            [] => return Ok(bytes),
+            read => bytes.extend_from_slice(read),
+        }
+    }
 }
 
 /// FNV-1a: tells a torn record from a whole one.
@@ -137,8 +180,10 @@ fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn encode(record: &Record) -> Result<Vec<u8>> {
-    let body = bincode::serde::encode_to_vec(record, bincode::config::standard()).map_err(|_| Errno::EIO)?;
+fn encode(handle: &FileHandle, mark: u8, value: &[u8]) -> Result<Vec<u8>> {
+    let (handle_kind, handle) = (handle.kind, handle.bytes.clone());
+    let record = Record { version: VERSION, handle_kind, handle, mark, value: value.to_vec() };
+    let body = bincode::serde::encode_to_vec(&record, bincode::config::standard()).map_err(|_| Errno::EIO)?;
     let len = u32::try_from(body.len()).map_err(|_| Errno::E2BIG)?;
     Ok([&len.to_le_bytes()[..], &checksum(&body).to_le_bytes(), &body].concat())
 }
@@ -170,15 +215,15 @@ fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
 mod tests {
     use super::*;
 
-    fn record(n: u8) -> Record {
-        Record { version: VERSION, handle_kind: 1, handle: vec![n; 8], mark: 1, value: vec![n; 30] }
+    fn record(n: u8) -> Vec<u8> {
+        encode(&FileHandle { kind: 1, bytes: vec![n; 8] }, 1, &[n; 30]).unwrap()
     }
 
     #[test]
     fn a_torn_tail_is_ignored() {
-        let mut log = encode(&record(1)).unwrap();
+        let mut log = record(1);
         let whole = log.len();
-        log.extend(encode(&record(2)).unwrap());
+        log.extend(record(2));
         for cut in 0..log.len() {
             let mut marks = HashMap::new();
             let sound = replay(&log[..cut], &mut marks);
@@ -189,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_ends_the_log() {
-        let good = encode(&record(1)).unwrap();
+        let good = record(1);
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;

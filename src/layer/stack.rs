@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use nix::fcntl::OFlag;
 use parking_lot::RwLock;
 
-use crate::error::{Errno, Result, SetupError};
+use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
@@ -229,7 +229,7 @@ impl Stack {
         // Most of this reading is our own: it leaves no trace in the directory's times.
         let open = |extra| {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | extra;
-            nix::fcntl::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
+            sys::posix::openat(&fd, c".", flags, nix::sys::stat::Mode::empty())
         };
         let either = || match open(OFlag::O_NOATIME) {
             Err(Errno::EPERM) => open(OFlag::empty()),
@@ -312,7 +312,7 @@ impl Stack {
             return Ok(None);
         }
         let fd = self.open_dir(dir)?;
-        Ok(self.origin(dir.layer, fd.as_fd(), name.as_cstr()))
+        self.origin(dir.layer, fd.as_fd(), name.as_cstr())
     }
 
     /// As [`Stack::origin_of`], of a directory itself.
@@ -321,18 +321,21 @@ impl Stack {
             return Ok(None);
         }
         let fd = self.open_dir(dir)?;
-        Ok(self.origin(dir.layer, fd.as_fd(), c""))
+        self.origin(dir.layer, fd.as_fd(), c"")
     }
 
-    fn origin(&self, layer: LayerId, dir: BorrowedFd<'_>, name: &CStr) -> Option<Origin> {
-        let handle = sys::handle::of(dir, name).ok()?;
-        Some(Origin { uuid: self.layer(layer).ok()?.uuid, handle })
+    fn origin(&self, layer: LayerId, dir: BorrowedFd<'_>, name: &CStr) -> Result<Option<Origin>> {
+        match sys::handle::of(dir, name) {
+            Ok(handle) => Ok(Some(Origin { uuid: self.layer(layer)?.uuid, handle })),
+            Err(e) if is_passing(e) => Err(e),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The status of the object that an origin mark names, if it is still there: by its handle alone, so for the privileged only.
-    pub fn resolve_origin(&self, origin: &Origin) -> Option<Stat> {
+    pub fn resolve_origin(&self, origin: &Origin) -> Result<Option<Stat>> {
         if !self.privileged {
-            return None;
+            return Ok(None);
         }
         let lowers = self.layers.iter().filter(|l| !l.root.layer.is_upper());
         let mut tried = Vec::new();
@@ -342,11 +345,13 @@ impl Stack {
             }
             tried.push(layer.root.key.dev);
             let opened = layer.handle_fd().and_then(|fd| sys::handle::open(fd, &origin.handle));
-            if let Ok(fd) = opened {
-                return sys::file::stat(fd).ok();
+            match opened.and_then(sys::file::stat) {
+                Ok(stat) => return Ok(Some(stat)),
+                Err(e) if is_passing(e) => return Err(e),
+                Err(_) => {}
             }
         }
-        None
+        Ok(None)
     }
 
     /// statfs(2) of the layer that is written to, else of the top one.
@@ -386,7 +391,7 @@ impl Layer {
     fn handle_fd(&self) -> Result<BorrowedFd<'_>> {
         if self.handles.get().is_none() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let fd = nix::fcntl::openat(&*self.root_fd, c".", flags, nix::sys::stat::Mode::empty())?;
+            let fd = sys::posix::openat(&*self.root_fd, c".", flags, nix::sys::stat::Mode::empty())?;
             // Whoever was first, both are the same.
             self.handles.get_or_init(|| fd);
         }
@@ -416,7 +421,7 @@ impl Layer {
 /// Opens a layer's root directory as the user named it.
 pub(super) fn open_root(path: &Path) -> std::result::Result<OwnedFd, SetupError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|e| {
+    sys::posix::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|e| {
         SetupError::new(format!("can't open the directory ({e})"), path, "check that it exists and is readable")
     })
 }

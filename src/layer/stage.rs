@@ -38,7 +38,7 @@ impl Stager {
     pub(super) fn file<'a>(&self, dir: BorrowedFd<'a>) -> Result<Staged<'a>> {
         if !self.no_unnamed.load(Ordering::Relaxed) {
             match sys::file::open_unnamed(dir, 0o600) {
-                Ok(fd) => return Ok(Staged { dir, name: None, fd }),
+                Ok(fd) => return Ok(Staged::new(dir, None, fd)),
                 Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
                     self.no_unnamed.store(true, Ordering::Relaxed);
                 }
@@ -47,8 +47,8 @@ impl Stager {
         }
         let name = self.fresh_name()?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        Ok(Staged { dir, name: Some(name), fd })
+        let fd = sys::posix::openat(dir, name.as_cstr(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        Ok(Staged::new(dir, Some(name), fd))
     }
 
     /// A new object that `make` makes under the name it is given.
@@ -56,9 +56,9 @@ impl Stager {
         let name = self.fresh_name()?;
         make(name.as_cstr())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let opened = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::empty());
+        let opened = sys::posix::openat(dir, name.as_cstr(), flags, Mode::empty());
         match opened {
-            Ok(fd) => Ok(Staged { dir, name: Some(name), fd }),
+            Ok(fd) => Ok(Staged::new(dir, Some(name), fd)),
             Err(e) => {
                 remove(dir, &name);
                 Err(e)
@@ -78,51 +78,14 @@ pub enum Over {
     Other,
 }
 
-/// An object in the staging directory; removed again unless it is published.
+/// A name in the staging directory, if it has one; removed again unless it is given up.
 #[derive(Debug)]
-pub struct Staged<'a> {
+struct Temporary<'a> {
     dir: BorrowedFd<'a>,
     name: Option<Name>,
-    fd: OwnedFd,
 }
 
-impl Staged<'_> {
-    /// The object's descriptor: readable and writable for a regular file made empty, else `O_PATH`.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// Gives the object its place, and returns its descriptor.
-    pub(super) fn publish(mut self, stager: &Stager, dir: BorrowedFd<'_>, name: &Name, over: Over) -> Result<OwnedFd> {
-        if self.name.is_none() {
-            if over == Over::Nothing {
-                sys::file::link_fd(self.fd.as_fd(), dir, name.as_cstr())?;
-                return self.into_fd();
-            }
-            let temporary = stager.fresh_name()?;
-            sys::file::link_fd(self.fd.as_fd(), self.dir, temporary.as_cstr())?;
-            self.name = Some(temporary);
-        }
-        let Some(temporary) = self.name.clone() else { return Err(Errno::EIO) };
-        let flags = match over {
-            Over::Nothing => RenameFlags::RENAME_NOREPLACE,
-            Over::NonDirectory => RenameFlags::empty(),
-            Over::Other => RenameFlags::RENAME_EXCHANGE,
-        };
-        rename_from((self.dir, temporary.as_cstr()), (dir, name.as_cstr()), flags)?;
-        if over != Over::Other {
-            // Nothing of ours is left under the temporary name. After an exchange the old object is: dropping removes it.
-            self.name = None;
-        }
-        self.into_fd()
-    }
-
-    fn into_fd(self) -> Result<OwnedFd> {
-        self.fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))
-    }
-}
-
-impl Drop for Staged<'_> {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if let Some(name) = self.name.take() {
             remove(self.dir, &name);
@@ -130,9 +93,61 @@ impl Drop for Staged<'_> {
     }
 }
 
+/// An object in the staging directory; removed again unless it is published.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    temporary: Temporary<'a>,
+    fd: OwnedFd,
+}
+
+impl<'a> Staged<'a> {
+    fn new(dir: BorrowedFd<'a>, name: Option<Name>, fd: OwnedFd) -> Self {
+        Self { temporary: Temporary { dir, name }, fd }
+    }
+
+    /// The object's descriptor: readable and writable for a regular file made empty, else `O_PATH`.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The object without a name.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// Gives the object its place, and returns its descriptor.
+    pub(super) fn publish(mut self, stager: &Stager, dir: BorrowedFd<'_>, name: &Name, over: Over) -> Result<OwnedFd> {
+        let stage = self.temporary.dir;
+        let temporary = match &self.temporary.name {
+            Some(temporary) => temporary.clone(),
+            None if over == Over::Nothing => {
+                sys::file::link_fd(self.fd(), dir, name.as_cstr())?;
+                return Ok(self.fd);
+            }
+            None => {
+                let temporary = stager.fresh_name()?;
+                sys::file::link_fd(self.fd(), stage, temporary.as_cstr())?;
+                self.temporary.name = Some(temporary.clone());
+                temporary
+            }
+        };
+        let flags = match over {
+            Over::Nothing => RenameFlags::RENAME_NOREPLACE,
+            Over::NonDirectory => RenameFlags::empty(),
+            Over::Other => RenameFlags::RENAME_EXCHANGE,
+        };
+        rename_from((stage, temporary.as_cstr()), (dir, name.as_cstr()), flags)?;
+        if over != Over::Other {
+            // Nothing of ours is left under the temporary name. After an exchange the old object is: dropping removes it.
+            self.temporary.name = None;
+        }
+        Ok(self.fd)
+    }
+}
+
 /// Removes a staged object; what can't be removed now is swept at the next mount.
-fn remove(dir: BorrowedFd<'_>, name: &Name) {
-    let removed = match nix::unistd::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir) {
+pub(super) fn remove(dir: BorrowedFd<'_>, name: &Name) {
+    let removed = match sys::posix::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR | Errno::EPERM) => work::remove_tree(dir, name.as_cstr()),
         done => done,
     };
@@ -182,7 +197,7 @@ pub(super) fn copy_data(from: BorrowedFd<'_>, st: &Stat, to: BorrowedFd<'_>) -> 
             at = end;
         }
     }
-    nix::unistd::ftruncate(to, size)?;
+    sys::posix::ftruncate(to, size)?;
     Ok(kind)
 }
 
@@ -191,13 +206,13 @@ fn next_data(fd: BorrowedFd<'_>, at: i64, size: i64) -> Result<Option<(i64, i64)
     if at >= size {
         return Ok(None);
     }
-    let start = match nix::unistd::lseek(fd, at, Whence::SeekData) {
+    let start = match sys::posix::lseek(fd, at, Whence::SeekData) {
         Ok(start) => start,
         Err(Errno::ENXIO) => return Ok(None),
         Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((at, size))),
         Err(e) => return Err(e),
     };
-    let end = nix::unistd::lseek(fd, start, Whence::SeekHole)?;
+    let end = sys::posix::lseek(fd, start, Whence::SeekHole)?;
     Ok((start < size).then_some((start, end.min(size))))
 }
 
@@ -221,10 +236,10 @@ fn copy_extent(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64, 
 fn read_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64) -> Result<()> {
     let mut buf = vec![0_u8; BUFFER.min(usize::try_from(end - at).unwrap_or(BUFFER))];
     while at < end {
-        let n = nix::sys::uio::pread(from, &mut buf, at as i64)?;
+        let n = sys::posix::pread(from, &mut buf, at as i64)?;
         let Some(mut data) = buf.get(..n).filter(|d| !d.is_empty()) else { break };
         while !data.is_empty() {
-            let n = nix::sys::uio::pwrite(to, data, at as i64)?;
+            let n = sys::posix::pwrite(to, data, at as i64)?;
             data = data.get(n..).unwrap_or_default();
             at += n as u64;
         }

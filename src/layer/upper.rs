@@ -30,6 +30,13 @@ const SHARED_WHITEOUT: &CStr = c"whiteout";
 #[derive(Clone, Debug)]
 pub struct UpperDir(Arc<RealDir>);
 
+impl UpperDir {
+    /// The directory with status `st` that is about to be, or was, published as `name`.
+    pub fn new(parent: &UpperDir, name: &Name, st: &Stat) -> Self {
+        Self(RealDir::child(parent, name, st))
+    }
+}
+
 impl Deref for UpperDir {
     type Target = Arc<RealDir>;
     fn deref(&self) -> &Arc<RealDir> {
@@ -112,12 +119,6 @@ impl Stack {
         .map(|fd| UpperObject(Arc::new(fd)))
     }
 
-    /// The directory of upper that was just made as `name`.
-    pub fn new_upper_dir(&self, parent: &UpperDir, name: &Name) -> Result<(UpperDir, Stat)> {
-        let st = self.stat_at(parent, name)?.ok_or(Errno::ESTALE)?;
-        Ok((UpperDir(RealDir::child(parent, name, &st)), st))
-    }
-
     /// Renames within upper. A directory's place changes under `places`, so that nobody looks for it halfway.
     pub fn rename_in_upper(
         &self,
@@ -172,13 +173,19 @@ impl Upper {
         })
     }
 
+    /// Puts the sign of unfinished changes on disk; every change does so first.
+    pub fn begin(&self) -> Result<()> {
+        self.work.begin()
+    }
+
     /// The clean end: nothing is left that a kernel overlay would stumble over.
     pub fn finish(&self) -> Result<()> {
         let mut exists = self.whiteout.lock();
-        match nix::unistd::unlinkat(&self.work.private, SHARED_WHITEOUT, UnlinkatFlags::NoRemoveDir) {
+        match sys::posix::unlinkat(&self.work.private, SHARED_WHITEOUT, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => *exists = false,
             Err(e) => return Err(e),
         }
+        self.private.finish(self.work.private.as_fd())?;
         self.work.finish()
     }
 
@@ -202,14 +209,14 @@ impl Upper {
     pub fn create_file(&self, dir: &UpperFd, name: &Name, mode: u32) -> Result<UpperObject> {
         self.work.begin()?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::openat(dir, name.as_cstr(), flags, Mode::from_bits_truncate(mode & 0o777))?;
+        let fd = sys::posix::openat(dir, name.as_cstr(), flags, Mode::from_bits_truncate(mode & 0o777))?;
         Ok(UpperObject(Arc::new(fd)))
     }
 
     /// Makes a directory.
     pub fn create_dir(&self, dir: &UpperFd, name: &Name, mode: u32) -> Result<()> {
         self.work.begin()?;
-        nix::sys::stat::mkdirat(dir, name.as_cstr(), Mode::from_bits_truncate(mode & 0o1777))
+        sys::posix::mkdirat(dir, name.as_cstr(), Mode::from_bits_truncate(mode & 0o1777))
     }
 
     /// Makes a symlink.
@@ -243,7 +250,7 @@ impl Upper {
         self.work.begin()?;
         let stage = self.work.stage.as_fd();
         let mode = Mode::from_bits_truncate(mode & 0o1777);
-        self.stager.named(stage, |name| nix::sys::stat::mkdirat(stage, name, mode))
+        self.stager.named(stage, |name| sys::posix::mkdirat(stage, name, mode))
     }
 
     /// A symlink in the making.
@@ -267,7 +274,8 @@ impl Upper {
         self.stager.named(stage, |name| sys::file::link_fd(object.as_fd(), stage, name))
     }
 
-    fn stage_whiteout(&self) -> Result<Staged<'_>> {
+    /// A whiteout in the staging directory.
+    pub fn stage_whiteout(&self) -> Result<Staged<'_>> {
         let stage = self.work.stage.as_fd();
         self.stager.named(stage, |name| self.link_whiteout(stage, name))
     }
@@ -279,9 +287,8 @@ impl Upper {
     }
 
     /// Keeps a staged file without ever giving it a name.
-    pub fn keep_unnamed(&self, staged: Staged<'_>) -> Result<UpperObject> {
-        let fd = staged.fd().try_clone_to_owned();
-        fd.map(|fd| UpperObject(Arc::new(fd))).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))
+    pub fn keep_unnamed(&self, staged: Staged<'_>) -> UpperObject {
+        UpperObject(Arc::new(staged.into_fd()))
     }
 
     /// Copies a lower file's data into a staged one.
@@ -305,7 +312,7 @@ impl Upper {
 
     /// Makes a staged file's data and attributes durable.
     pub fn sync_staged(&self, staged: &Staged<'_>) -> Result<()> {
-        nix::unistd::fsync(staged.fd())
+        sys::posix::fsync(staged.fd())
     }
 
     // -- removal
@@ -313,13 +320,13 @@ impl Upper {
     /// Removes a name that is no directory.
     pub fn unlink(&self, dir: &UpperFd, name: &Name) -> Result<()> {
         self.work.begin()?;
-        nix::unistd::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir)
+        sys::posix::unlinkat(dir, name.as_cstr(), UnlinkatFlags::NoRemoveDir)
     }
 
     /// Removes a directory that is empty, or holds whiteouts only.
     pub fn rmdir(&self, dir: &UpperFd, name: &Name) -> Result<()> {
         self.work.begin()?;
-        match nix::unistd::unlinkat(dir, name.as_cstr(), UnlinkatFlags::RemoveDir) {
+        match sys::posix::unlinkat(dir, name.as_cstr(), UnlinkatFlags::RemoveDir) {
             Err(Errno::ENOTEMPTY) => {}
             done => return done,
         }
@@ -327,7 +334,8 @@ impl Upper {
         let stage = self.work.stage.as_fd();
         let away = self.stager.fresh_name()?;
         sys::file::rename_at((dir.as_fd(), name.as_cstr()), (stage, away.as_cstr()), RenameFlags::empty())?;
-        super::work::remove_tree(stage, away.as_cstr())
+        stage::remove(stage, &away);
+        Ok(())
     }
 
     /// Puts a whiteout at a name, over whatever stands there.
@@ -345,30 +353,30 @@ impl Upper {
         let mut exists = self.whiteout.lock();
         let private = self.work.private.as_fd();
         if *exists {
-            match nix::unistd::linkat(private, SHARED_WHITEOUT, dir, name, nix::fcntl::AtFlags::empty()) {
+            match sys::posix::linkat(private, SHARED_WHITEOUT, dir, name, nix::fcntl::AtFlags::empty()) {
                 Err(Errno::EMLINK | Errno::ENOENT | Errno::EPERM | Errno::EOPNOTSUPP) => {}
                 done => return done,
             }
         }
-        match nix::unistd::unlinkat(private, SHARED_WHITEOUT, UnlinkatFlags::NoRemoveDir) {
+        match sys::posix::unlinkat(private, SHARED_WHITEOUT, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(e) => return Err(e),
         }
         sys::file::mknod_at(private, SHARED_WHITEOUT, libc::S_IFCHR, 0)?;
         *exists = true;
-        match nix::unistd::linkat(private, SHARED_WHITEOUT, dir, name, nix::fcntl::AtFlags::empty()) {
+        match sys::posix::linkat(private, SHARED_WHITEOUT, dir, name, nix::fcntl::AtFlags::empty()) {
             // A filesystem without hard links: each whiteout is its own.
             Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::EMLINK) => sys::file::mknod_at(dir, name, libc::S_IFCHR, 0),
             done => done,
         }
     }
 
-    /// Takes a whiteout in AUFS form away from beside a name that is there again.
-    pub fn remove_dot_whiteout(&self, dir: &UpperFd, name: &Name) -> Result<()> {
-        let Ok(whiteout) = Name::new(&[super::whiteout::DOT_PREFIX, name.as_bytes()].concat()) else { return Ok(()) };
+    /// Takes a whiteout in AUFS form away from beside a name that is there again. One that stays only hides what is below.
+    pub fn drop_dot_whiteout(&self, dir: &UpperFd, name: &Name) {
+        let Ok(whiteout) = Name::new(&[super::whiteout::DOT_PREFIX, name.as_bytes()].concat()) else { return };
         match self.unlink(dir, &whiteout) {
-            Err(Errno::ENOENT) => Ok(()),
-            done => done,
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(e) => log::warn!("the whiteout {whiteout} stays: {e}"),
         }
     }
 
@@ -443,20 +451,20 @@ impl Upper {
     /// Sets a file's size.
     pub fn truncate(&self, file: &UpperObject, size: u64) -> Result<()> {
         self.work.begin()?;
-        nix::unistd::ftruncate(file, i64::try_from(size).map_err(|_| Errno::EFBIG)?)
+        sys::posix::ftruncate(file, i64::try_from(size).map_err(|_| Errno::EFBIG)?)
     }
 
     /// Writes at an offset; returns how much was written.
     pub fn write(&self, file: &UpperObject, data: &[u8], offset: u64) -> Result<usize> {
         self.work.begin()?;
-        nix::sys::uio::pwrite(file, data, i64::try_from(offset).map_err(|_| Errno::EFBIG)?)
+        sys::posix::pwrite(file, data, i64::try_from(offset).map_err(|_| Errno::EFBIG)?)
     }
 
     /// fallocate(2).
     pub fn allocate(&self, file: &UpperObject, mode: i32, offset: i64, len: i64) -> Result<()> {
         self.work.begin()?;
         let flags = nix::fcntl::FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
-        nix::fcntl::fallocate(file, flags, offset, len)
+        sys::posix::fallocate(file, flags, offset, len)
     }
 
     /// copy_file_range(2) into a file of upper.
@@ -476,7 +484,7 @@ impl Upper {
     /// Opens a parked file.
     pub fn open_parked(&self, number: u64, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
         let name = parked_name(number)?;
-        let fd = nix::fcntl::openat(
+        let fd = sys::posix::openat(
             &self.work.parked,
             name.as_c_str(),
             flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
@@ -490,7 +498,7 @@ impl Upper {
 
     /// Lets a parked file go.
     pub fn unpark(&self, number: u64) -> Result<()> {
-        nix::unistd::unlinkat(&self.work.parked, parked_name(number)?.as_c_str(), UnlinkatFlags::NoRemoveDir)
+        sys::posix::unlinkat(&self.work.parked, parked_name(number)?.as_c_str(), UnlinkatFlags::NoRemoveDir)
     }
 }
 

@@ -102,7 +102,7 @@ fn open_in_clone(upper: &Path, work: &Path, plain: &(OwnedFd, OwnedFd)) -> Optio
     let tree = sys::tree::clone(open_root(&common).ok()?.as_fd()).ok()?;
     let open = |path: &Path, same: &OwnedFd| {
         let relative = path.strip_prefix(&common).ok()?;
-        let mut at = nix::fcntl::openat(&tree, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        let mut at = sys::posix::openat(&tree, c".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
         for part in relative.components() {
             let name = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(part.as_os_str())).ok()?;
             at = sys::file::open_beneath(at.as_fd(), &name, OFlag::O_PATH, 0, Reach::SameMount).ok()?;
@@ -131,12 +131,12 @@ impl WorkDir {
         if self.volatile {
             let dir = open_sub(incompat.as_fd(), "volatile")?;
             let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let dirty = nix::fcntl::openat(&dir, c"dirty", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            nix::unistd::write(dirty, sys::boot::id().as_bytes())?;
+            let dirty = sys::posix::openat(&dir, c"dirty", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            sys::posix::write(dirty, sys::boot::id().as_bytes())?;
         }
         for dir in [&incompat, &work, &self.root] {
-            let readable = nix::fcntl::openat(dir, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-            nix::unistd::fsync(readable)?;
+            let readable = sys::posix::openat(dir, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+            sys::posix::fsync(readable)?;
         }
         self.begun.store(true, Ordering::Release);
         Ok(())
@@ -167,7 +167,7 @@ impl WorkDir {
         for dir in ["stage", "parked"] {
             remove_dir(self.private.as_fd(), dir)?;
         }
-        nix::unistd::unlinkat(&self.private, "lock", UnlinkatFlags::NoRemoveDir)?;
+        sys::posix::unlinkat(&self.private, "lock", UnlinkatFlags::NoRemoveDir)?;
         remove_dir(self.root.as_fd(), "layerfs")?;
         match &self.made_work {
             Some(path) => fs::remove_dir(path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
@@ -182,7 +182,7 @@ impl WorkDir {
 }
 
 fn remove_dir(at: BorrowedFd<'_>, path: &str) -> Result<()> {
-    nix::unistd::unlinkat(at, path, UnlinkatFlags::RemoveDir)
+    sys::posix::unlinkat(at, path, UnlinkatFlags::RemoveDir)
 }
 
 /// Refuses what a volatile mount left behind when the machine stopped since: nobody knows what of it reached the disk.
@@ -213,18 +213,18 @@ fn make_dir(path: &Path) -> std::result::Result<Option<PathBuf>, SetupError> {
 
 /// Opens a directory of ours, making it when it is missing.
 fn open_sub(at: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    match nix::sys::stat::mkdirat(at, name, Mode::S_IRWXU) {
+    match sys::posix::mkdirat(at, name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(e) => return Err(e),
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    nix::fcntl::openat(at, name, flags, Mode::empty())
+    sys::posix::openat(at, name, flags, Mode::empty())
 }
 
 /// Removes everything in a directory of ours, staged trees included.
 pub(super) fn sweep(dir: BorrowedFd<'_>) -> Result<()> {
     let readable =
-        nix::fcntl::openat(dir, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        sys::posix::openat(dir, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     sys::dir::for_each(readable.as_fd(), |entry| {
         names.push((entry.name.to_vec(), entry.kind));
@@ -232,7 +232,7 @@ pub(super) fn sweep(dir: BorrowedFd<'_>) -> Result<()> {
     })?;
     for (name, kind) in names {
         let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
-        if kind != libc::DT_DIR && nix::unistd::unlinkat(dir, name.as_c_str(), UnlinkatFlags::NoRemoveDir).is_ok() {
+        if kind != libc::DT_DIR && sys::posix::unlinkat(dir, name.as_c_str(), UnlinkatFlags::NoRemoveDir).is_ok() {
             continue;
         }
         remove_tree(dir, &name)?;
@@ -242,11 +242,11 @@ pub(super) fn sweep(dir: BorrowedFd<'_>) -> Result<()> {
 
 /// Removes a directory of ours with what is in it: whiteouts, or a staged object that a crash left.
 pub(super) fn remove_tree(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<()> {
-    let removed = nix::unistd::unlinkat(at, name, UnlinkatFlags::RemoveDir);
+    let removed = sys::posix::unlinkat(at, name, UnlinkatFlags::RemoveDir);
     if removed != Err(Errno::ENOTEMPTY) {
         return removed;
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    sweep(nix::fcntl::openat(at, name, flags, Mode::empty())?.as_fd())?;
-    nix::unistd::unlinkat(at, name, UnlinkatFlags::RemoveDir)
+    sweep(sys::posix::openat(at, name, flags, Mode::empty())?.as_fd())?;
+    sys::posix::unlinkat(at, name, UnlinkatFlags::RemoveDir)
 }

@@ -4,13 +4,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, fault};
 
 /// Shares all blocks of `from` with `to` (FICLONE).
 ///
 /// # Errors
 /// `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the filesystem can't.
 pub fn clone_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    fault::point()?;
     // SAFETY: FICLONE takes a descriptor by value.
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }.into()).map(|_| ())
 }
@@ -23,6 +24,7 @@ pub fn copy_range(
     to_offset: u64,
     len: usize,
 ) -> Result<usize, Errno> {
+    fault::point()?;
     let (mut off_in, mut off_out) = (from_offset as i64, to_offset as i64);
     // SAFETY: both offsets are valid for the call's reads and writes.
     check(unsafe { libc::copy_file_range(from.as_raw_fd(), &mut off_in, to.as_raw_fd(), &mut off_out, len, 0) } as _)

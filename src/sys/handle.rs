@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, fault};
 
 /// The longest handle that the kernel hands out, in bytes (`MAX_HANDLE_SZ`).
 const MAX_HANDLE: usize = 128;
@@ -32,6 +32,7 @@ struct RawHandle {
 /// # Errors
 /// `EOPNOTSUPP` on a filesystem without handles.
 pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
+    fault::point()?;
     let mut raw = RawHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
     let mut mount_id = 0_i32;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
@@ -48,6 +49,7 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
 /// # Errors
 /// `ESTALE` when the object is gone, `EPERM` without the privilege.
 pub fn open(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, Errno> {
+    fault::point()?;
     if handle.bytes.len() > MAX_HANDLE {
         return Err(Errno::EINVAL);
     }

@@ -4,10 +4,12 @@
 pub mod boot;
 pub mod copy;
 pub mod dir;
+pub mod fault;
 pub mod file;
 pub mod handle;
 pub mod memory;
 pub mod mount;
+pub mod posix;
 pub mod privilege;
 pub mod process;
 pub mod tree;

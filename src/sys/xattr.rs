@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, fault};
 
 const SYS_SETXATTRAT: libc::c_long = 463;
 const SYS_GETXATTRAT: libc::c_long = 464;
@@ -88,6 +88,7 @@ fn read_all(mut call: impl FnMut(&mut [u8]) -> Result<libc::c_long, Errno>) -> R
 /// # Errors
 /// `ENODATA` if there is none, `EOPNOTSUPP` if the filesystem has no attributes of that kind.
 pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
+    fault::point()?;
     if let Some((dir, name)) = target.at() {
         let result = read_all(|buf| {
             let args = XattrArgs { value: buf.as_mut_ptr() as u64, size: buf.len() as u32, flags: 0 };
@@ -116,6 +117,7 @@ pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
 
 /// The names of all attributes, each closed by a NUL.
 pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
+    fault::point()?;
     if let Some((dir, name)) = target.at() {
         let result = read_all(|buf| {
             // SAFETY: the name is NUL-terminated and the buffer is valid for its length.
@@ -135,6 +137,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
 
 /// Sets one attribute; `flags` as for setxattr(2).
 pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<(), Errno> {
+    fault::point()?;
     if let Some((dir, name)) = target.at() {
         let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags: flags as u32 };
         // SAFETY: names are NUL-terminated, `args` points to the value, which is valid for its size.
@@ -162,6 +165,7 @@ pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<
 
 /// Removes one attribute.
 pub fn remove(target: Target<'_>, attr: &CStr) -> Result<(), Errno> {
+    fault::point()?;
     if let Some((dir, name)) = target.at() {
         // SAFETY: names are NUL-terminated.
         let result =

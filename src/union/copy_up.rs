@@ -79,6 +79,7 @@ impl Union {
                 upper.set_mark(&staged, Mark::Origin, &origin)?;
             }
         }
+        let stat = sys::file::stat(staged.fd())?;
         let mut staged = Some(staged);
         loop {
             let (parent, name) = self.place_of(dir)?;
@@ -90,7 +91,7 @@ impl Union {
             }
             let staged = staged.take().ok_or(Errno::EIO)?;
             self.publish_copy(staged, &real, &name)?;
-            let (copy, stat) = self.stack.new_upper_dir(&real, &name)?;
+            let copy = UpperDir::new(&real, &name, &stat);
             node.state.write().upper = Some(copy);
             self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), dir);
             self.name_changed(&parent, &name, Some((FileKind::Directory, dir.number)));
@@ -152,16 +153,18 @@ impl Union {
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
         let (staged, stat) = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
+        let key = ObjKey::from(&sys::file::stat(staged.fd())?);
         let mut staged = Some(staged);
         loop {
             let link = file.read().links.as_slice().first().cloned();
             let Some(link) = link else {
                 // Unlinked, but still open somewhere: its copy needs no name.
-                let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?)?;
-                self.switch_to_copy(inode, &object, lower_key, &stat)?;
+                let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?);
+                self.switch_to_copy(inode, &object, key, lower_key, &stat);
                 if stat.nlink > 1 && self.has_uncovered_names(inode) {
                     self.unpin(inode);
-                    return self.index_copy(inode, &object, &stat, origin.as_ref());
+                    self.index_copy(inode, &object, &stat, origin.as_ref());
+                    return Ok(());
                 }
                 self.pin_object(inode, object);
                 return Ok(());
@@ -173,9 +176,9 @@ impl Union {
                 continue;
             }
             let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
-            self.switch_to_copy(inode, &object, lower_key, &stat)?;
+            self.switch_to_copy(inode, &object, key, lower_key, &stat);
             if stat.nlink > 1 {
-                self.index_copy(inode, &object, &stat, origin.as_ref())?;
+                self.index_copy(inode, &object, &stat, origin.as_ref());
             }
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
             return Ok(());
@@ -197,7 +200,7 @@ impl Union {
             self.counters.copied_bytes(kind, stat.size);
             upper.set_times(&object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
             if !self.options.volatile {
-                nix::unistd::fsync(&object)?;
+                sys::posix::fsync(&object)?;
             }
         }
         if copy == CopyUp::WithoutData {
@@ -211,9 +214,8 @@ impl Union {
     }
 
     /// From now on the inode is its copy; other names that are known still are the lower's.
-    fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: ObjKey, lower_stat: &Stat) -> Result<()> {
-        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        let key = ObjKey::from(&sys::file::stat(object)?);
+    fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, key: ObjKey, lower: ObjKey, lower_stat: &Stat) {
+        let Node::Other(file) = &inode.node else { return };
         self.table.add_key(key.seen_in(LayerId::UPPER), inode);
         {
             let mut file = file.write();
@@ -233,7 +235,6 @@ impl Union {
         if inode.kind == FileKind::Regular && is_writable(object) {
             self.files.put(inode.id, key, OpenFile::Write(object.clone()));
         }
-        Ok(())
     }
 
     /// Makes a copy of a lower object in the work directory.
@@ -265,6 +266,10 @@ impl Union {
             self.counters.copied_bytes(kind, stat.size);
         }
         upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
+        if copy == CopyUp::WithoutData {
+            // The name shows the truncated file from the moment of its publication.
+            upper.set_times(&staged, TimeChange::Omit, TimeChange::Now)?;
+        }
         if let Some(origin) = origin.and_then(Origin::encode) {
             upper.set_mark(&staged, Mark::Origin, &origin)?;
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
-use crate::layer::stage::Over;
-use crate::layer::upper::{AsUpper, UpperFd};
+use crate::layer::stage::{Over, Staged};
+use crate::layer::upper::{AsUpper, UpperFd, UpperObject};
 use crate::layer::{ObjKey, Upper, UpperDir};
 use crate::name::Name;
 use crate::sys;
@@ -25,6 +25,8 @@ struct Place<'a> {
     name: &'a Name,
     dir: UpperDir,
     fd: UpperFd,
+    /// Whether a whiteout in AUFS form is beside it.
+    hidden: bool,
 }
 
 /// Owner and permissions of a new object.
@@ -52,20 +54,19 @@ impl Union {
 
     fn create_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode)?;
-        let object = match place.upper.create_file(&place.fd, place.name, birth.mode) {
+        let (object, stat) = match place.upper.create_file(&place.fd, place.name, birth.mode) {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_file()?;
                 birth.apply(place.upper, &staged, FileKind::Regular)?;
-                place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?
+                place.publish(staged, Over::NonDirectory)?
             }
             created => {
                 let object = created?;
-                undo_on_error(place, birth.finish(place.upper, &object))?;
-                object
+                let finished = birth.finish(place.upper, &object).and_then(|()| sys::file::stat(&object));
+                (object, place.or_take_back(FileKind::Regular, finished)?)
             }
         };
-        let stat = sys::file::stat(&object)?;
         let inode = self.finish_new(place, &stat, FileKind::Regular)?;
         self.files.put(inode.id, ObjKey::from(&stat), OpenFile::Write(object));
         self.attr_from(&inode, &stat)
@@ -89,42 +90,37 @@ impl Union {
             }
             let birth = self.birth(place, caller, mode & 0o7777)?;
             let full = kind.to_mode() | birth.mode;
-            match place.upper.create_node(&place.fd, place.name, full, rdev) {
+            let stat = match place.upper.create_node(&place.fd, place.name, full, rdev) {
                 Err(Errno::EEXIST) => {
                     let staged = place.upper.stage_node(full, rdev)?;
                     birth.apply(place.upper, &staged, kind)?;
-                    place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?;
+                    place.publish(staged, Over::NonDirectory)?.1
                 }
                 created => {
                     created?;
-                    let object = self.open_new(place)?;
-                    undo_on_error(place, birth.finish(place.upper, &object))?;
+                    self.finish_in_place(place, kind, |object| birth.finish(place.upper, object))?
                 }
-            }
-            self.new_attr(place, kind)
+            };
+            self.new_attr(place, &stat, kind)
         })
     }
 
-    /// A device 0:0 as itself would be a whiteout: it is stored as an empty regular file with a mark.
     fn null_device_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode)?;
-        let staged = place.upper.stage_file()?;
-        birth.apply(place.upper, &staged, FileKind::CharDevice)?;
-        place.upper.set_mark(&staged, Mark::Device, b"0:0")?;
+        let staged = stage_null_device(place.upper, |staged| birth.apply(place.upper, staged, FileKind::CharDevice))?;
         let over = self.over(place)?;
         // Then a listing looks twice at what is in here.
         self.stack.set_impure(&place.dir)?;
-        place.upper.publish(staged, &place.fd, place.name, over)?;
-        self.new_attr(place, FileKind::CharDevice)
+        let (_, stat) = place.publish(staged, over)?;
+        self.new_attr(place, &stat, FileKind::CharDevice)
     }
 
-    /// Puts a device 0:0 where a rename just took a name away (RENAME_WHITEOUT of a union on top of this one).
-    pub(super) fn make_null_device(&self, dir: &Arc<Inode>, name: &Name) -> Result<()> {
-        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let ours = Caller { uid, gid, pid: 0, umask: 0 };
-        let attr = self.with_locked_place(dir, name, |place| self.null_device_at(place, &ours, 0))?;
-        self.forget(attr.ino, 1);
-        Ok(())
+    /// A device 0:0 of our own, for a rename that leaves one (RENAME_WHITEOUT of a union on top of this one).
+    pub(super) fn stage_own_device(&self) -> Result<(Staged<'_>, Stat)> {
+        let upper = self.stack.upper()?;
+        let staged = stage_null_device(upper, |staged| upper.chmod(staged, 0))?;
+        let stat = sys::file::stat(staged.fd())?;
+        Ok((staged, stat))
     }
 
     /// Makes a directory.
@@ -139,25 +135,23 @@ impl Union {
 
     fn mkdir_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode & 0o1777)?;
-        let hidden = self.stack.has_dot_whiteout(&place.dir, place.name)?;
         let created =
-            if hidden { Err(Errno::EEXIST) } else { place.upper.create_dir(&place.fd, place.name, birth.mode) };
-        match created {
+            if place.hidden { Err(Errno::EEXIST) } else { place.upper.create_dir(&place.fd, place.name, birth.mode) };
+        let stat = match created {
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_dir(0o700)?;
                 birth.apply(place.upper, &staged, FileKind::Directory)?;
                 // What the whiteout hid stays hidden.
                 place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
                 let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
-                place.upper.publish(staged, &place.fd, place.name, over)?;
+                place.publish(staged, over)?.1
             }
             created => {
                 created?;
-                let object = self.open_new(place)?;
-                birth.finish(place.upper, &object)?;
+                self.finish_in_place(place, FileKind::Directory, |object| birth.finish(place.upper, object))?
             }
-        }
-        self.new_attr(place, FileKind::Directory)
+        };
+        self.new_attr(place, &stat, FileKind::Directory)
     }
 
     /// Makes a symlink.
@@ -171,19 +165,18 @@ impl Union {
         self.with_place(&dir, name, |place| {
             let mut birth = self.birth(place, caller, 0o777)?;
             birth.inherited = None;
-            match place.upper.create_symlink(&place.fd, place.name, &target) {
+            let stat = match place.upper.create_symlink(&place.fd, place.name, &target) {
                 Err(Errno::EEXIST) => {
                     let staged = place.upper.stage_symlink(&target)?;
                     birth.own(place.upper, &staged)?;
-                    place.upper.publish(staged, &place.fd, place.name, Over::NonDirectory)?;
+                    place.publish(staged, Over::NonDirectory)?.1
                 }
                 created => {
                     created?;
-                    let object = self.open_new(place)?;
-                    undo_on_error(place, birth.own(place.upper, &object))?;
+                    self.finish_in_place(place, FileKind::Symlink, |object| birth.own(place.upper, object))?
                 }
-            }
-            self.new_attr(place, FileKind::Symlink)
+            };
+            self.new_attr(place, &stat, FileKind::Symlink)
         })
     }
 
@@ -199,23 +192,14 @@ impl Union {
         if self.find(dir, name, None)?.is_some() {
             return Err(Errno::EEXIST);
         }
-        self.with_locked_place(dir, name, make)
-    }
-
-    /// As [`Union::with_place`], for who holds the directory's names and knows that the place is free.
-    fn with_locked_place<T>(
-        &self,
-        parent: &Arc<Inode>,
-        name: &Name,
-        make: impl FnOnce(&Place<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let node = parent.as_dir().ok_or(Errno::ENOTDIR)?;
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         if node.state.read().removed.is_some() {
             return Err(Errno::ENOENT);
         }
-        let dir = node.view().upper.ok_or(Errno::EROFS)?;
-        let fd = self.stack.open_upper(&dir)?;
-        make(&Place { upper: self.stack.upper()?, parent, name, dir, fd })
+        let real = node.view().upper.ok_or(Errno::EROFS)?;
+        let fd = self.stack.open_upper(&real)?;
+        let hidden = self.stack.has_dot_whiteout(&real, name)?;
+        make(&Place { upper: self.stack.upper()?, parent: dir, name, dir: real, fd, hidden })
     }
 
     /// What stands in upper where the union shows nothing.
@@ -224,7 +208,21 @@ impl Union {
         Ok(if occupied { Over::NonDirectory } else { Over::Nothing })
     }
 
-    fn open_new(&self, place: &Place<'_>) -> Result<crate::layer::upper::UpperObject> {
+    /// Finishes an object that was just made in its place, or takes it away again.
+    fn finish_in_place(
+        &self,
+        place: &Place<'_>,
+        kind: FileKind,
+        finish: impl FnOnce(&UpperObject) -> Result<()>,
+    ) -> Result<Stat> {
+        let finished = self.open_new(place).and_then(|object| {
+            finish(&object)?;
+            sys::file::stat(&object)
+        });
+        place.or_take_back(kind, finished)
+    }
+
+    fn open_new(&self, place: &Place<'_>) -> Result<UpperObject> {
         let stat = self.stack.stat_at(&place.dir, place.name)?.ok_or(Errno::ESTALE)?;
         self.stack.open_upper_object(&place.dir, place.name, ObjKey::from(&stat), nix::fcntl::OFlag::O_PATH)
     }
@@ -259,17 +257,38 @@ impl Union {
         Ok(value)
     }
 
-    fn new_attr(&self, place: &Place<'_>, kind: FileKind) -> Result<Attr> {
-        let stat = self.stack.stat_at(&place.dir, place.name)?.ok_or(Errno::ESTALE)?;
-        let inode = self.finish_new(place, &stat, kind)?;
-        self.attr_from(&inode, &stat)
+    fn new_attr(&self, place: &Place<'_>, stat: &Stat, kind: FileKind) -> Result<Attr> {
+        let inode = self.finish_new(place, stat, kind)?;
+        self.attr_from(&inode, stat)
     }
 
     fn finish_new(&self, place: &Place<'_>, stat: &Stat, kind: FileKind) -> Result<Arc<Inode>> {
-        if self.stack.has_dot_whiteout(&place.dir, place.name)? {
-            place.upper.remove_dot_whiteout(&place.fd, place.name)?;
+        if place.hidden {
+            place.upper.drop_dot_whiteout(&place.fd, place.name);
         }
         self.intern_new(place.parent, place.name, &place.dir, stat, kind)
+    }
+}
+
+impl Place<'_> {
+    /// Gives a staged object this place. It is there then, whatever else goes wrong.
+    fn publish(&self, staged: Staged<'_>, over: Over) -> Result<(UpperObject, Stat)> {
+        let before = sys::file::stat(staged.fd())?;
+        let object = self.upper.publish(staged, &self.fd, self.name, over)?;
+        let stat = sys::file::stat(&object).unwrap_or(Stat { nlink: before.nlink.max(1), ..before });
+        Ok((object, stat))
+    }
+
+    /// Takes a new object away again when it could not be finished.
+    fn or_take_back<T>(&self, kind: FileKind, finished: Result<T>) -> Result<T> {
+        finished.inspect_err(|_| {
+            let is_dir = kind == FileKind::Directory;
+            let removed =
+                if is_dir { self.upper.rmdir(&self.fd, self.name) } else { self.upper.unlink(&self.fd, self.name) };
+            if let Err(e) = removed {
+                log::warn!("{} can't be taken back: {e}", self.name);
+            }
+        })
     }
 }
 
@@ -307,12 +326,10 @@ impl Birth {
     }
 }
 
-/// Takes a new object away again when it could not be finished.
-fn undo_on_error(place: &Place<'_>, done: Result<()>) -> Result<()> {
-    if done.is_err()
-        && let Err(e) = place.upper.unlink(&place.fd, place.name)
-    {
-        log::warn!("{} can't be taken back: {e}", place.name);
-    }
-    done
+/// A device 0:0 as itself would be a whiteout: it is stored as an empty regular file with a mark.
+fn stage_null_device<'u>(upper: &'u Upper, own: impl FnOnce(&Staged<'u>) -> Result<()>) -> Result<Staged<'u>> {
+    let staged = upper.stage_file()?;
+    own(&staged)?;
+    upper.set_mark(&staged, Mark::Device, b"0:0")?;
+    Ok(staged)
 }

@@ -29,7 +29,7 @@ impl Union {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
-            match nix::sys::uio::pread(file.as_fd(), rest, at) {
+            match sys::posix::pread(file.as_fd(), rest, at) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
@@ -108,7 +108,7 @@ impl Union {
         } else {
             self.readable_file(&inode)?
         };
-        if datasync { nix::unistd::fdatasync(file.as_fd()) } else { nix::unistd::fsync(file.as_fd()) }
+        if datasync { sys::posix::fdatasync(file.as_fd()) } else { sys::posix::fsync(file.as_fd()) }
     }
 
     /// Makes a directory's entries durable.
@@ -124,7 +124,7 @@ impl Union {
         let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         let gone = node.state.read().removed.is_some();
         match node.view().upper {
-            Some(upper) if !self.options.volatile && !gone => nix::unistd::fsync(self.stack.open_dir_readable(&upper)?),
+            Some(upper) if !self.options.volatile && !gone => sys::posix::fsync(self.stack.open_dir_readable(&upper)?),
             _ => Ok(()),
         }
     }
@@ -154,7 +154,7 @@ impl Union {
             _ => return Err(Errno::EINVAL),
         };
         let inode = self.regular(ino)?;
-        nix::unistd::lseek(self.readable_file(&inode)?.as_fd(), offset, whence)
+        sys::posix::lseek(self.readable_file(&inode)?.as_fd(), offset, whence)
     }
 
     /// copy_file_range(2).

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::{Errno, Result};
+use crate::error::{Result, is_passing};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
 use crate::layer::upper::UpperObject;
@@ -30,14 +30,33 @@ struct Record {
     copy: Option<Arc<Inode>>,
 }
 
-/// The lower inodes with several names of which at least one changed, by real object.
+/// The lower inodes with several names of which at least one changed.
 #[derive(Debug, Default)]
-pub(super) struct HardLinks(Mutex<HashMap<ObjKey, Record>>);
+pub(super) struct HardLinks {
+    /// By real object.
+    records: Mutex<HashMap<ObjKey, Record>>,
+    /// The copies of which something could not be written down when it changed.
+    unsaved: Mutex<Vec<Unsaved>>,
+}
+
+/// A copy whose number of names is still to be written down, perhaps after its name in the index.
+#[derive(Debug)]
+struct Unsaved {
+    inode: Arc<Inode>,
+    index: Option<Name>,
+}
+
+/// What has to be known of a lower inode with several names before it loses one.
+#[derive(Debug)]
+pub(super) struct Losing {
+    links: u32,
+    origin: Option<Origin>,
+}
 
 impl HardLinks {
     /// A name of a lower inode is covered: by a whiteout, or by a link to its copy. Returns how many are left.
     fn cover(&self, lower: ObjKey, lower_links: u32) -> u32 {
-        let mut records = self.0.lock();
+        let mut records = self.records.lock();
         let record = records.entry(lower).or_insert(Record { uncovered: lower_links, copy: None });
         record.uncovered = record.uncovered.saturating_sub(1);
         record.uncovered
@@ -45,18 +64,18 @@ impl HardLinks {
 
     /// What the disk says of a lower inode that nothing is known of yet.
     fn restore(&self, lower: ObjKey, uncovered: u32) {
-        self.0.lock().entry(lower).or_insert(Record { uncovered, copy: None });
+        self.records.lock().entry(lower).or_insert(Record { uncovered, copy: None });
     }
 
     fn keep(&self, lower: ObjKey, copy: &Arc<Inode>) {
-        if let Some(record) = self.0.lock().get_mut(&lower).filter(|r| r.copy.is_none()) {
+        if let Some(record) = self.records.lock().get_mut(&lower).filter(|r| r.copy.is_none()) {
             copy.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             record.copy = Some(copy.clone());
         }
     }
 
     fn uncovered(&self, lower: ObjKey) -> Option<u32> {
-        self.0.lock().get(&lower).map(|r| r.uncovered)
+        self.records.lock().get(&lower).map(|r| r.uncovered)
     }
 }
 
@@ -103,36 +122,70 @@ impl Union {
     }
 
     /// Puts a fresh copy of a lower object with several names into the index.
-    pub(super) fn index_copy(
-        &self,
-        inode: &Arc<Inode>,
-        object: &UpperObject,
-        lower: &Stat,
-        origin: Option<&Origin>,
-    ) -> Result<()> {
-        let Node::Other(file) = &inode.node else { return Ok(()) };
+    pub(super) fn index_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: &Stat, origin: Option<&Origin>) {
+        let Node::Other(file) = &inode.node else { return };
         let lower_key = ObjKey::from(lower);
         let named = !file.read().links.as_slice().is_empty();
         if named {
             self.hard_links.cover(lower_key, lower.nlink);
         }
-        let added = match origin.and_then(index::name_of) {
-            Some(name) => self.stack.upper()?.add_to_index(object, &name).map(|()| name),
-            None => Err(Errno::EOPNOTSUPP),
+        let Some(name) = origin.and_then(index::name_of) else {
+            self.hard_links.keep(lower_key, inode);
+            return;
         };
-        match added {
-            Ok(name) => file.write().rare_mut().index = Some(name),
+        match self.stack.upper().and_then(|upper| upper.add_to_index(object, &name)) {
+            Ok(()) => file.write().rare_mut().index = Some(name),
             Err(e) => {
-                log::debug!("a copy has no place in the index ({e}): its names are one file until unmount");
                 self.hard_links.keep(lower_key, inode);
+                if is_passing(e) {
+                    log::warn!("inode {} has no place in the index yet: {e}", inode.number);
+                    self.hard_links.unsaved.lock().push(Unsaved { inode: inode.clone(), index: Some(name) });
+                } else {
+                    log::warn!(
+                        "inode {} has no place in the index: its names are one file until unmount: {e}",
+                        inode.number
+                    );
+                }
+                return;
             }
         }
-        self.store_links(inode)
+        self.save_links(inode);
     }
 
-    /// Writes down how many names an inode has, for the next mount.
-    pub(super) fn store_links(&self, inode: &Inode) -> Result<()> {
+    /// Writes down how many names an inode has, for the next mount. The names themselves have changed by now, so a failure
+    /// is not the caller's: it is made good with the next change, at the latest at the end.
+    pub(super) fn save_links(&self, inode: &Arc<Inode>) {
+        let is_indexed = matches!(&inode.node, Node::Other(file) if file.read().index().is_some());
+        if is_indexed {
+            self.hard_links.unsaved.lock().push(Unsaved { inode: inode.clone(), index: None });
+        }
+        self.save_unsaved_links();
+    }
+
+    /// Writes down what could not be written before.
+    pub(super) fn save_unsaved_links(&self) {
+        let unsaved = std::mem::take(&mut *self.hard_links.unsaved.lock());
+        for mut unsaved in unsaved {
+            if let Err(e) = self.save(&mut unsaved) {
+                log::warn!("the names of inode {} can't be written down yet: {e}", unsaved.inode.number);
+                self.hard_links.unsaved.lock().push(unsaved);
+            }
+        }
+    }
+
+    fn save(&self, unsaved: &mut Unsaved) -> Result<()> {
+        let Node::Other(file) = &unsaved.inode.node else { return Ok(()) };
+        if let Some(name) = &unsaved.index {
+            let object = self.upper_object(&unsaved.inode)?;
+            self.stack.upper()?.add_to_index(&object, name)?;
+            file.write().rare_mut().index = unsaved.index.take();
+        }
+        self.store_links(&unsaved.inode)
+    }
+
+    fn store_links(&self, inode: &Inode) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Ok(()) };
+        self.leave_index_if_nameless(inode)?;
         if file.read().index().is_none() {
             return Ok(());
         }
@@ -142,36 +195,44 @@ impl Union {
         self.stack.upper()?.set_mark(&object, Mark::Nlink, format!("U{diff:+}").as_bytes())
     }
 
-    /// Keeps account of a name that an inode lost; `uncovered`: it was still the lower's. `lower`: where that is.
-    pub(super) fn account_lost_name(
-        &self,
-        inode: &Inode,
-        uncovered: bool,
-        lower: Option<&(Arc<RealDir>, Name)>,
-    ) -> Result<()> {
-        let Node::Other(file) = &inode.node else { return Ok(()) };
+    /// To be asked before an inode loses a name, for [`Union::account_lost_name`].
+    pub(super) fn before_losing(&self, inode: &Inode) -> Result<Option<Losing>> {
+        let Node::Other(file) = &inode.node else { return Ok(None) };
+        let in_lower = {
+            let file = file.read();
+            file.hard_linked && !file.layer.is_upper()
+        };
+        if !in_lower {
+            return Ok(None);
+        }
+        let origin = match inode.location() {
+            Some((dir, name)) => self.stack.origin_of(&dir, &name)?,
+            None => None,
+        };
+        Ok(Some(Losing { links: self.stat_file(inode)?.nlink, origin }))
+    }
+
+    /// Keeps account of a name that an inode lost; `uncovered`: it was still the lower's.
+    pub(super) fn account_lost_name(&self, inode: &Arc<Inode>, uncovered: bool, before: Option<Losing>) {
+        let Node::Other(file) = &inode.node else { return };
         let (layer, key, lower_key, hard_linked) = {
             let file = file.read();
             (file.layer, file.key, file.lower_key(), file.hard_linked)
         };
         if !hard_linked {
-            return Ok(());
+            return;
         }
-        if !layer.is_upper() {
-            let links = self.stat_file(inode)?.nlink;
-            let left = self.hard_links.cover(key, links);
-            if let Some((dir, name)) = lower
-                && let Some(origin) = self.stack.origin_of(dir, name)?
-            {
-                self.stack.upper()?.set_covered(&origin, links.saturating_sub(left))?;
+        if layer.is_upper() {
+            if let Some(lower) = lower_key.filter(|_| uncovered) {
+                self.hard_links.cover(lower, 0);
             }
-            return Ok(());
+            self.save_links(inode);
+        } else if let Some(Losing { links, origin }) = before {
+            let left = self.hard_links.cover(key, links);
+            if let (Some(origin), Ok(upper)) = (origin, self.stack.upper()) {
+                upper.set_covered(&origin, links.saturating_sub(left));
+            }
         }
-        if let Some(lower) = lower_key.filter(|_| uncovered) {
-            self.hard_links.cover(lower, 0);
-        }
-        self.leave_index_if_nameless(inode)?;
-        self.store_links(inode)
     }
 
     /// Takes an inode that lost its last name out of the index; who has it open keeps it.
@@ -186,8 +247,9 @@ impl Union {
         if file.read().pin().is_none() {
             self.pin_object(inode, object);
         }
+        self.stack.upper()?.remove_from_index(&name)?;
         file.write().rare_mut().index = None;
-        self.stack.upper()?.remove_from_index(&name)
+        Ok(())
     }
 
     /// Whether a copied-up inode has names, known or not, that are still the lower's.
@@ -249,7 +311,7 @@ impl Union {
             drop(state);
             self.unpin(inode);
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
-            self.store_links(inode)?;
+            self.save_links(inode);
         }
     }
 }

@@ -51,7 +51,11 @@ impl Union {
         let dir = node.view().upper.ok_or(Errno::ENOENT)?;
         let fd = self.stack.open_upper(&dir)?;
         let object = self.upper_object(inode)?;
+        let hidden = self.stack.has_dot_whiteout(&dir, name)?;
         let is_copy = self.keep_origin_of_linked(inode)? || is_indexed(inode);
+        if is_copy {
+            self.stack.set_impure(&dir)?;
+        }
         match upper.link(&object, &fd, name) {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
@@ -60,17 +64,15 @@ impl Union {
             }
             done => done?,
         }
-        if self.stack.has_dot_whiteout(&dir, name)? {
-            upper.remove_dot_whiteout(&fd, name)?;
-        }
-        if is_copy {
-            self.stack.set_impure(&dir)?;
+        if hidden {
+            upper.drop_dot_whiteout(&fd, name);
         }
         inode.add_link(parent, name, LayerId::UPPER, false);
         inode.lookups.fetch_add(1, Ordering::Relaxed);
         self.unpin(inode);
         self.name_changed(parent, name, Some((inode.kind, inode.number)));
-        self.store_links(inode)
+        self.save_links(inode);
+        Ok(())
     }
 
     /// As [`Union::keep_origin`], by whichever name in upper the inode has; true if it is a copy.

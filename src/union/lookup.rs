@@ -377,7 +377,7 @@ impl Union {
     /// Stale and forged marks count for nothing.
     fn verified_origin(&self, view: &DirView, name: &Name, st: &Stat, marks: &FileMarks) -> Result<Option<Stat>> {
         let Some(origin) = &marks.origin else { return Ok(None) };
-        let lower = match self.stack.resolve_origin(origin) {
+        let lower = match self.stack.resolve_origin(origin)? {
             Some(lower) => Some(lower),
             None => self.find_origin(view, name, origin, marks.redirect.as_ref())?,
         };

@@ -136,6 +136,7 @@ impl Union {
     /// What the work directory could not be cleaned up for; a next mount does it then.
     pub fn close(&self) -> Result<()> {
         self.files.clear();
+        self.save_unsaved_links();
         match self.stack.upper() {
             Ok(upper) => upper.finish(),
             Err(_) => Ok(()),

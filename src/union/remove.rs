@@ -5,9 +5,10 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 
 use crate::error::{Errno, Result};
+use crate::layer::UpperDir;
 use crate::layer::stage::Over;
-use crate::layer::{RealDir, UpperDir};
 use crate::name::Name;
+use crate::union::hard_links::Losing;
 use crate::union::inode::{DirNode, DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
 use crate::union::stats::Op;
@@ -35,9 +36,10 @@ impl Union {
         let view = node.view();
         let real = view.upper.clone().ok_or(Errno::ENOENT)?;
         self.pin_if_last(&held, &dir, name)?;
-        let lower = held.location();
+        let before = self.before_losing(&held)?;
         self.remove_from_upper(&view, &real, name, false)?;
-        self.lost_name(&held, &dir, name, lower.as_ref())
+        self.lost_name(&held, &dir, name, before);
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -100,17 +102,11 @@ impl Union {
         if others { Ok(()) } else { self.pin(inode) }
     }
 
-    /// Keeps account of a name that an inode lost. `lower`: where the inode was found before.
-    pub(super) fn lost_name(
-        &self,
-        held: &Held<'_>,
-        dir: &Arc<Inode>,
-        name: &Name,
-        lower: Option<&(Arc<RealDir>, Name)>,
-    ) -> Result<()> {
+    /// Keeps account of a name that an inode lost.
+    pub(super) fn lost_name(&self, held: &Held<'_>, dir: &Arc<Inode>, name: &Name, before: Option<Losing>) {
         let link = held.remove_link(dir, name);
         self.name_changed(dir, name, None);
-        self.account_lost_name(held, link.is_some_and(|l| l.uncovered), lower)
+        self.account_lost_name(held, link.is_some_and(|l| l.uncovered), before);
     }
 
     /// Keeps what a removed directory showed: who is in it can still look at it.

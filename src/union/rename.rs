@@ -12,13 +12,14 @@ use crate::layer::upper::AsUpper;
 use crate::layer::whiteout::is_device_form;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
+use crate::sys::file::Stat;
 use crate::sys::xattr::Target;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
 use crate::union::remove::lock_two;
 use crate::union::stats::Op;
-use crate::union::{FileKind, Union};
+use crate::union::{Attr, FileKind, Union};
 
 /// The flags of renameat2(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -160,71 +161,123 @@ impl Union {
         flags: RenameFlags,
     ) -> Result<()> {
         self.mark_moved(source, from, to)?;
-        let last = match target {
+        let (mut last, mut losing) = (None, None);
+        match target {
             Some(target) if target.kind == FileKind::Directory => {
                 self.clear_empty(target, to)?;
-                let mut last = self.attr_of(target)?;
-                last.nlink = 0;
-                Some(last)
+                last = Some(Attr { nlink: 0, ..self.attr_of(target)? });
             }
             Some(target) => {
                 self.pin_if_last(target, to.dir, to.name)?;
-                None
+                losing = self.before_losing(target)?;
             }
-            None => None,
-        };
-        let target_lower = target.and_then(|t| t.location());
+            None => {}
+        }
         let gone = target.filter(|t| t.kind == FileKind::Directory);
         if let Some(gone) = gone {
             self.table.remove_keys(gone);
         }
-        let moved = self.move_in_upper(source, gone.is_some(), from, to);
-        if let (Err(e), Some(still)) = (moved, gone) {
+        let moved = if flags.whiteout {
+            self.move_leaving_device(source, from, to)
+        } else {
+            self.move_in_upper(source, gone.is_some(), from, to)
+        };
+        if let (Err(e), Some(still)) = (&moved, gone) {
             self.table.add_keys(still);
-            return Err(e);
+            return Err(*e);
         }
-        moved?;
+        let device = moved?;
         if let Some(target) = target {
             match last {
                 Some(last) => self.dir_removed(target, last),
-                None => self.lost_name(target, to.dir, to.name, target_lower.as_ref())?,
+                None => self.lost_name(target, to.dir, to.name, losing),
             }
         }
         self.moved(source, from, to);
-        if flags.whiteout {
-            self.make_null_device(from.dir, from.name)?;
+        match device {
+            Some(stat) => self.show_device(from, &stat),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// The one call that moves the name, with a whiteout left behind where the lowers have the old one.
-    fn move_in_upper(&self, source: &Held<'_>, over_dir: bool, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+    /// The one call that moves the name, with a whiteout left behind where the lowers have the old one. What comes after it
+    /// only tidies up, and can't fail the rename any more.
+    fn move_in_upper(&self, source: &Held<'_>, over_dir: bool, from: &Side<'_>, to: &Side<'_>) -> Result<Option<Stat>> {
         let upper = self.stack.upper()?;
         let from_fd = self.stack.open_upper(&from.real)?;
+        let to_fd = self.stack.open_upper(&to.real)?;
         let dir = source.as_dir().and_then(|d| d.view().upper);
         let moved = (dir.as_ref(), None);
         let places = ((&from.real, from.name), (&to.real, to.name));
         let stands = self.stack.stat_at(&to.real, to.name)?;
+        let hidden = self.stack.has_dot_whiteout(&to.real, to.name)?;
         if dir.is_some() && !over_dir && stands.is_some() {
             // A directory can't replace a whiteout, but it can change places with it: in the form that means the same anywhere.
             if !stands.as_ref().is_some_and(is_device_form) {
-                upper.whiteout(&self.stack.open_upper(&to.real)?, to.name, Over::NonDirectory)?;
+                upper.whiteout(&to_fd, to.name, Over::NonDirectory)?;
             }
             self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
-            return if from.below { Ok(()) } else { upper.unlink(&from_fd, from.name) };
+            if !from.below
+                && let Err(e) = upper.unlink(&from_fd, from.name)
+            {
+                log::warn!("the whiteout {} stays and hides nothing: {e}", from.name);
+            }
+            return Ok(None);
         }
         let whiteout = if from.below { SysFlags::RENAME_WHITEOUT } else { SysFlags::empty() };
         match self.stack.rename_in_upper(places.0, places.1, whiteout, moved) {
             // This filesystem can't do both at once.
             Err(Errno::EINVAL) if from.below => {
+                let whiteout = upper.stage_whiteout()?;
                 self.stack.rename_in_upper(places.0, places.1, SysFlags::empty(), moved)?;
-                upper.whiteout(&from_fd, from.name, Over::Nothing)?;
+                upper.publish(whiteout, &from_fd, from.name, Over::Nothing)?;
             }
             done => done?,
         }
-        if self.stack.has_dot_whiteout(&to.real, to.name)? {
-            upper.remove_dot_whiteout(&self.stack.open_upper(&to.real)?, to.name)?;
+        if hidden {
+            upper.drop_dot_whiteout(&to_fd, to.name);
         }
+        Ok(None)
+    }
+
+    /// Moves the name and leaves a device 0:0 at the old one (the RENAME_WHITEOUT of a union on top of this one), whose status
+    /// it returns: the device comes to the new name first, then the two change places. If something stands there, that
+    /// changes places with the source, and the device then takes its new place.
+    fn move_leaving_device(&self, source: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<Option<Stat>> {
+        let upper = self.stack.upper()?;
+        let (device, stat) = self.stage_own_device()?;
+        let (from_fd, to_fd) = (self.stack.open_upper(&from.real)?, self.stack.open_upper(&to.real)?);
+        let dir = source.as_dir().and_then(|d| d.view().upper);
+        let moved = (dir.as_ref(), None);
+        let places = ((&from.real, from.name), (&to.real, to.name));
+        let swap = || self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved);
+        self.stack.set_impure(&from.real)?;
+        let hidden = self.stack.has_dot_whiteout(&to.real, to.name)?;
+        if self.stack.stat_at(&to.real, to.name)?.is_some() {
+            swap()?;
+            if let Err(e) = upper.publish(device, &from_fd, from.name, Over::Other) {
+                let back = (dir.as_ref(), None);
+                self.stack.rename_in_upper(places.1, places.0, SysFlags::RENAME_EXCHANGE, back)?;
+                return Err(e);
+            }
+        } else {
+            upper.publish(device, &to_fd, to.name, Over::Nothing)?;
+            swap().inspect_err(|_| {
+                if let Err(e) = upper.unlink(&to_fd, to.name) {
+                    log::warn!("the device {} can't be taken back: {e}", to.name);
+                }
+            })?;
+        }
+        if hidden {
+            upper.drop_dot_whiteout(&to_fd, to.name);
+        }
+        Ok(Some(stat))
+    }
+
+    /// Shows the device that took the old name.
+    fn show_device(&self, from: &Side<'_>, stat: &Stat) -> Result<()> {
+        let inode = self.intern_new(from.dir, from.name, &from.real, stat, FileKind::CharDevice)?;
+        self.forget(inode.number, 1);
         Ok(())
     }
 
@@ -266,6 +319,7 @@ impl Union {
         let real = view.upper.as_ref().ok_or(Errno::EIO)?;
         let fd = self.stack.open_upper(real)?;
         let upper = self.stack.upper()?;
+        upper.begin()?;
         if let Some(lower) = view.lowers.first() {
             let redirect = redirect_to(inode, lower, [&from.view, &to.view]);
             match upper.set_mark(&fd, Mark::Redirect, &redirect.encode()) {
@@ -359,9 +413,12 @@ impl Union {
         let staged = upper.stage_dir(0o700)?;
         upper.copy_metadata(Target::Fd(old.as_upper_fd()), &stat, &staged)?;
         upper.set_mark(&staged, Mark::Opaque, b"y")?;
+        let stat = crate::sys::file::stat(staged.fd())?;
+        let fresh = UpperDir::new(&to.real, to.name, &stat);
         self.table.remove_keys(target);
-        upper.publish(staged, &self.stack.open_upper(&to.real)?, to.name, Over::Other)?;
-        let (fresh, stat) = self.stack.new_upper_dir(&to.real, to.name)?;
+        upper
+            .publish(staged, &self.stack.open_upper(&to.real)?, to.name, Over::Other)
+            .inspect_err(|_| self.table.add_keys(target))?;
         self.stack.forget_dir(&real);
         {
             let mut state = dir.state.write();

@@ -1,0 +1,171 @@
+//! The countdown: the first system call of an operation fails, then the second, until none is left.
+
+use std::collections::BTreeMap;
+
+use layerfs::error::Errno;
+use layerfs::sys::fault::{self, Calls};
+
+use super::operations::{self, Operation};
+use super::seen::{Object, tree};
+use crate::fixture::*;
+
+type Tree = BTreeMap<String, Object>;
+
+/// No operation makes this many system calls.
+const MOST_CALLS: u64 = 1000;
+
+/// One way of failing.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    error: Errno,
+    calls: Calls,
+    /// Whether the union knows all of its objects already.
+    warm: bool,
+}
+
+/// The first always, the others with `LAYERFS_TEST_ALL_FAULTS`.
+const FAILURES: &[Failure] = &[
+    Failure { error: Errno::EIO, calls: Calls::One, warm: false },
+    Failure { error: Errno::ENOSPC, calls: Calls::AllFromThere, warm: true },
+    Failure { error: Errno::EIO, calls: Calls::One, warm: true },
+    Failure { error: Errno::ENOSPC, calls: Calls::One, warm: true },
+    Failure { error: Errno::EDQUOT, calls: Calls::One, warm: false },
+    Failure { error: Errno::EMFILE, calls: Calls::One, warm: false },
+];
+
+/// When nothing works any more, not even a removal: a device that was put at the new name before it and the old one change
+/// places stays there, and a link in the work directory is counted, until the next mount sweeps it.
+const CANT_BE_UNDONE: &[&str] = &["rename that leaves a whiteout", "link over a whiteout"];
+
+/// An operation with what is seen before it and after it.
+struct Case<'l> {
+    lowers: &'l Layers,
+    operation: Operation,
+    before: Tree,
+    after: Tree,
+}
+
+impl<'l> Case<'l> {
+    fn new(lowers: &'l Layers, operation: Operation) -> Self {
+        let layers = operations::over(lowers);
+        let view = layers.open();
+        let before = tree(&view).unwrap();
+        (operation.1)(&view).unwrap_or_else(|e| panic!("{}: {e} without a fault", operation.0));
+        let after = tree(&view).unwrap();
+        Self { lowers, operation, before, after }
+    }
+
+    /// Lets the `n`-th call fail; whether there is one.
+    fn fail(&self, failure: Failure, n: u64) -> Result<bool, String> {
+        let layers = operations::over(self.lowers);
+        let view = layers.open();
+        if failure.warm {
+            tree(&view).unwrap();
+        }
+        fault::arm(n, failure.error, failure.calls);
+        let result = (self.operation.1)(&view);
+        let hit = fault::disarm();
+        let seen = tree(&view).map_err(|e| format!("{result:?}: then the tree can't be read: {e}"))?;
+        match result {
+            Ok(()) => same(&seen, &self.after)?,
+            Err(e) if !tells(e, failure.error) => return Err(format!("it told {e}")),
+            Err(_) if seen == self.after => {}
+            Err(_) => {
+                same(&seen, &self.before)?;
+                (self.operation.1)(&view).map_err(|e| format!("tried again: {e}"))?;
+                same(&tree(&view).unwrap(), &self.after).map_err(|e| format!("tried again: {e}"))?;
+            }
+        }
+        // The daemon dies here every other time, unless there is something that it can only make good by and by.
+        let dies = result.is_err() && failure.calls == Calls::One && !n.is_multiple_of(2);
+        if dies {
+            drop(view)
+        } else {
+            view.close()
+        }
+        let again = layers.open();
+        same(&tree(&again).unwrap(), &self.after).map_err(|e| format!("{result:?}, after a remount: {e}"))?;
+        let staged = layers.staged();
+        again.close();
+        if staged.is_empty() { Ok(hit) } else { Err(format!("not swept: {staged:?}")) }
+    }
+
+    /// Lets every call fail in turn, and collects what went wrong then.
+    fn fail_every_call(&self, failure: Failure, wrong: &mut Vec<String>) {
+        // Without LAYERFS_TEST_ALL_FAULTS every third call, not the same for each operation.
+        let (start, step) = if thorough() { (0, 1) } else { (self.operation.0.len() as u64 % 3, 3) };
+        for n in (start..MOST_CALLS).step_by(step) {
+            match self.fail(failure, n) {
+                Ok(true) => {}
+                Ok(false) => return assert!(n > 0, "{}: no call was counted", self.operation.0),
+                Err(_) if failure.calls == Calls::AllFromThere && CANT_BE_UNDONE.contains(&self.operation.0) => {}
+                Err(e) => wrong.push(format!("{}, call {n}, {failure:?}: {e}", self.operation.0)),
+            }
+        }
+        panic!("{}: {failure:?} again and again: {}", self.operation.0, wrong.last().unwrap());
+    }
+}
+
+/// Whether an operation that met one error may tell the other. A mark of a directory that finds no room is EXDEV:
+/// ext4 says ENOSPC of one that is too long, and the caller can copy then.
+fn tells(told: Errno, met: Errno) -> bool {
+    told == met || (told, met) == (Errno::EXDEV, Errno::ENOSPC)
+}
+
+fn same(seen: &Tree, expected: &Tree) -> Result<(), String> {
+    let all: std::collections::BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
+    match all.into_iter().find(|path| seen.get(*path) != expected.get(*path)) {
+        None => Ok(()),
+        Some(path) => Err(format!("{path}: {} instead of {}", brief(seen.get(path)), brief(expected.get(path)))),
+    }
+}
+
+fn brief(object: Option<&Object>) -> String {
+    object.map_or("nothing".to_owned(), |object| format!("{object:?}").chars().take(400).collect())
+}
+
+fn thorough() -> bool {
+    std::env::var_os("LAYERFS_TEST_ALL_FAULTS").is_some()
+}
+
+fn every_call_fails(operations: &[Operation]) {
+    // Opening a union sets it: the layers of the first one must not differ.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    let lowers = operations::lowers();
+    let snapshots = || lowers.lowers.iter().map(|lower| snapshot(lower)).collect::<Vec<_>>();
+    let unchanged = snapshots();
+    let mut wrong = Vec::new();
+    for operation in operations {
+        let case = Case::new(&lowers, *operation);
+        for failure in FAILURES.iter().take(if thorough() { FAILURES.len() } else { 1 }) {
+            case.fail_every_call(*failure, &mut wrong);
+        }
+        assert_eq!(snapshots(), unchanged, "{}: a lower changed", operation.0);
+    }
+    assert!(wrong.is_empty(), "{} failures were not survived:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn of_a_read() {
+    every_call_fails(operations::READS);
+}
+
+#[test]
+fn of_a_creation() {
+    every_call_fails(operations::CREATIONS);
+}
+
+#[test]
+fn of_a_change() {
+    every_call_fails(operations::CHANGES);
+}
+
+#[test]
+fn of_a_removal() {
+    every_call_fails(operations::REMOVALS);
+}
+
+#[test]
+fn of_a_rename() {
+    every_call_fails(operations::RENAMES);
+}
