@@ -148,7 +148,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
+        _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -158,10 +158,8 @@ impl Filesystem for Adapter {
     ) {
         let change =
             SetAttr { mode, uid, gid, size, atime: atime.map(convert::set_time), mtime: mtime.map(convert::set_time) };
-        // Under writeback the kernel tells its own ctime, alone or with mtime. It can't be set: a change sets it.
-        if change == SetAttr::default() && ctime.is_some() {
-            return self.attr(reply, call("setattr", || self.union.getattr(ino.0)));
-        }
+        // Under writeback the kernel tells its own ctime, with mtime or (for a chown to nobody) alone. It can't be set: a
+        // change sets it.
         self.attr(reply, call("setattr", || self.union.setattr(&convert::caller(req, 0), ino.0, &change)));
     }
 

@@ -124,6 +124,14 @@ pub struct Caller {
     pub umask: u32,
 }
 
+impl Caller {
+    /// Whether the caller may leave the set-group-id bit on a file of that group: as a member, or by CAP_FSETID. What can't be
+    /// known counts as no.
+    pub(super) fn may_keep_group(&self, gid: u32) -> bool {
+        self.gid == gid || sys::privilege::in_group(self.pid, gid) || sys::privilege::may_keep_setid(self.uid, self.pid)
+    }
+}
+
 /// A new value for a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {
@@ -142,7 +150,8 @@ impl SetTime {
     }
 }
 
-/// What setattr changes. All `None` is the kernel's wish, before a write, that set-id bits and capabilities go.
+/// What setattr changes. All `None` is the kernel's wish, before a write or for a chown to nobody, that set-id bits and
+/// capabilities go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAttr {
     /// Permission bits.
@@ -159,10 +168,14 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
 }
 
-/// The bits that go when somebody without privilege changes a file.
-pub(super) fn without_set_id(mode: u32) -> u32 {
-    let group_executable = mode & 0o010 != 0;
-    mode & !(libc::S_ISUID | if group_executable { libc::S_ISGID } else { 0 })
+/// The set-id bits.
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// What is left of a mode when somebody without privilege changes the file. As on Linux since 6.2: set-group-id without x
+/// for the group, once mandatory locking, stays for a member of the group only.
+fn without_set_id(mode: u32, may_keep_group: bool) -> u32 {
+    let keeps_set_gid = mode & 0o010 == 0 && may_keep_group;
+    mode & !(libc::S_ISUID | if keeps_set_gid { 0 } else { libc::S_ISGID })
 }
 
 impl Union {
@@ -278,13 +291,17 @@ impl Union {
     }
 
     /// Under writeback the kernel tells its own times after any change of the inode, an unlink for instance, also when the
-    /// time of modification is what it was. That is no reason to copy a lower file up.
-    fn changes_nothing(&self, inode: &Inode, change: &SetAttr) -> Result<bool> {
-        let (Some(SetTime::At(mtime)), Node::Other(file)) = (change.mtime, &inode.node) else { return Ok(false) };
+    /// time of modification is what it was. That is no reason to copy a lower file up, nor is a drop of what it doesn't have.
+    fn changes_nothing(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<bool> {
+        let Node::Other(file) = &inode.node else { return Ok(false) };
         if file.read().layer.is_upper() || *change != (SetAttr { mtime: change.mtime, ..SetAttr::default() }) {
             return Ok(false);
         }
-        Ok(self.stat_file(inode)?.mtime == (mtime.sec, mtime.nsec))
+        match change.mtime {
+            Some(SetTime::At(mtime)) => Ok(self.stat_file(inode)?.mtime == (mtime.sec, mtime.nsec)),
+            Some(SetTime::Now) => Ok(false),
+            None => Ok(self.stat_file(inode)?.mode & SET_ID == 0 && !self.has_capability(inode)?),
+        }
     }
 
     fn set_file_attr(&self, upper: &Upper, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> Result<()> {
@@ -293,11 +310,11 @@ impl Union {
             let file = self.writable_file(inode)?;
             upper.truncate(&file, size)?;
             if !sys::privilege::may_keep_setid(caller.uid, caller.pid) {
-                self.drop_privileges(upper, &file)?;
+                self.drop_privileges(upper, caller, &file)?;
             }
         }
         if *change == SetAttr::default() {
-            return self.drop_privileges(upper, &self.upper_object(inode)?);
+            return self.drop_privileges(upper, caller, &self.upper_object(inode)?);
         }
         if let (Some(time), Node::Other(file)) = (change.mtime, &inode.node) {
             let time = if let SetTime::At(time) = time { Some(time) } else { None };
@@ -307,14 +324,24 @@ impl Union {
         if rest == SetAttr::default() {
             return Ok(());
         }
-        apply(upper, &self.upper_object(inode)?, &rest)
+        let object = self.upper_object(inode)?;
+        let before = sys::file::stat(object.as_fd())?;
+        apply(upper, &object, &rest)?;
+        // The filesystem decides by our rights whether this bit stays, which are not the caller's.
+        let chown = change.uid.is_some() || change.gid.is_some();
+        if chown && before.mode & libc::S_ISGID != 0 && !caller.may_keep_group(before.gid) {
+            let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
+            upper.chmod(&object, mode & !libc::S_ISGID)?;
+        }
+        Ok(())
     }
 
-    /// Takes set-id bits and capabilities off a file, as a write by somebody without privilege does.
-    fn drop_privileges(&self, upper: &Upper, object: &UpperObject) -> Result<()> {
-        let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
-        if without_set_id(mode) != mode {
-            upper.chmod(object, without_set_id(mode))?;
+    /// Takes set-id bits and capabilities off a file, as a write by somebody without privilege does, and a chown.
+    fn drop_privileges(&self, upper: &Upper, caller: &Caller, object: &UpperObject) -> Result<()> {
+        let stat = sys::file::stat(object.as_fd())?;
+        let mode = stat.mode & 0o7777;
+        if mode & SET_ID != 0 {
+            upper.chmod(object, without_set_id(mode, caller.may_keep_group(stat.gid)))?;
         }
         match upper.remove_xattr(object, c"security.capability") {
             Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),

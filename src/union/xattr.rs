@@ -126,11 +126,19 @@ impl Union {
         }
     }
 
+    /// Whether a file has a file capability.
+    pub(super) fn has_capability(&self, inode: &Arc<Inode>) -> Result<bool> {
+        match self.with_target(inode, |target| sys::xattr::get(target, c"security.capability")) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Setting an ACL takes the set-group-id bit off a file whose group the caller is not in, as chmod does.
     fn after_acl(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
         let attr = self.attr_of(inode)?;
-        let in_group = caller.gid == attr.gid || sys::privilege::in_group(caller.pid, attr.gid);
-        if attr.mode & libc::S_ISGID == 0 || in_group || sys::privilege::may_keep_setid(caller.uid, caller.pid) {
+        if attr.mode & libc::S_ISGID == 0 || caller.may_keep_group(attr.gid) {
             return Ok(());
         }
         let upper = self.stack.upper()?;
