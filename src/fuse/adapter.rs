@@ -372,8 +372,9 @@ impl Filesystem for Adapter {
         xattr(reply, size, call("getxattr", || self.union.getxattr(ino.0, &convert::xattr_name(name)?)));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, size, call("listxattr", || self.union.listxattr(ino.0)));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = convert::caller(req, 0);
+        xattr(reply, size, call("listxattr", || self.union.listxattr_for(&caller, ino.0)));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

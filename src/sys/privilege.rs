@@ -1,5 +1,7 @@
 //! What this process is allowed to do.
 
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
 /// Whether the process has CAP_SYS_ADMIN in the initial user namespace: then `trusted.*` attributes are its to use.
 pub fn is_privileged() -> bool {
     initial_user_namespace() && has_sys_admin()
@@ -7,17 +9,25 @@ pub fn is_privileged() -> bool {
 
 /// Whether the process has CAP_SYS_ADMIN in its own user namespace; no, where procfs can't be read.
 pub fn has_sys_admin() -> bool {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
     effective_capabilities() & CAP_SYS_ADMIN != 0
 }
 
-/// Whether a caller of the union has CAP_FSETID; what can't be known counts as no.
+/// Whether a caller of the union has CAP_FSETID.
 pub fn may_keep_setid(uid: u32, pid: u32) -> bool {
     const CAP_FSETID: u64 = 1 << 4;
-    if uid != 0 {
-        return false;
-    }
-    std::fs::read_to_string(format!("/proc/{pid}/status")).map_or(true, |s| capabilities_in(&s) & CAP_FSETID != 0)
+    caller_has(uid, pid, CAP_FSETID)
+}
+
+/// Whether a caller of the union may know of `trusted.*` attributes.
+pub fn may_see_trusted(uid: u32, pid: u32) -> bool {
+    caller_has(uid, pid, CAP_SYS_ADMIN)
+}
+
+/// Whether a caller has a capability: nobody but user 0, of whose processes those that can't be looked at have all.
+fn caller_has(uid: u32, pid: u32, capability: u64) -> bool {
+    uid == 0
+        && std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .map_or(true, |s| capabilities_in(&s) & capability != 0)
 }
 
 /// Whether a process is a member of a group; what can't be known counts as no.

@@ -52,6 +52,20 @@ impl Union {
         Ok(shown)
     }
 
+    /// As [`Union::listxattr`], without the names that this caller must not know of: other filesystems, too, list
+    /// `trusted.*` for the privileged only.
+    ///
+    /// # Errors
+    /// As listxattr(2).
+    pub fn listxattr_for(&self, caller: &Caller, ino: u64) -> Result<Vec<u8>> {
+        let all = self.listxattr(ino)?;
+        let is_trusted = |name: &[u8]| name.starts_with(b"trusted.");
+        if !all.split(|b| *b == 0).any(is_trusted) || sys::privilege::may_see_trusted(caller.uid, caller.pid) {
+            return Ok(all);
+        }
+        Ok(all.split_inclusive(|b| *b == 0).filter(|name| !is_trusted(name)).flatten().copied().collect())
+    }
+
     /// Sets an attribute; `flags` as for setxattr(2).
     ///
     /// # Errors

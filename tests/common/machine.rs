@@ -134,6 +134,17 @@ pub fn as_user<T>(uid: u32, gid: u32, action: impl FnOnce() -> T) -> T {
     action()
 }
 
+/// Does something as another user who has no capability at all; [`as_user`] keeps those that are not about files' modes.
+pub fn without_rights<T: Send>(uid: u32, gid: u32, action: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            sys::become_user(uid, gid).expect("another user's ids");
+            action()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// The ordinary user of the rootless tests, by `id`: (uid, gid).
 pub fn user_ids(name: &str) -> Option<(u32, u32)> {
     let ask = |flag: &str| -> Option<u32> {

@@ -106,6 +106,15 @@ pub fn rename2(from: &Path, to: &Path, flags: u32) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
+/// Makes the calling thread, and no other, one of another user's: without capabilities, and for good.
+pub fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
+    // SAFETY: plain numbers; libc's own functions would change every thread of the process.
+    unsafe {
+        Errno::result(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid)).map(drop)
+    }
+}
+
 /// One entry as `getdents64` gives it.
 #[derive(Debug, Clone)]
 pub struct Dirent {

@@ -10,7 +10,7 @@ use nix::sys::stat::SFlag;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::as_user;
+use crate::common::machine::{as_user, without_rights};
 use crate::common::sys::{get_xattr, get_xattr_into, list_xattr, list_xattr_into, remove_xattr, set_xattr};
 use crate::common::union::{Union, everywhere};
 use crate::t;
@@ -144,6 +144,12 @@ fn who_may_set_what() {
                 mark(dir.join("own"), "user.x", "mine");
                 fails(remove_xattr(&dir.join("file"), "user.old"), Errno::EACCES);
             });
+            without_rights(1000, 1000, || {
+                assert_eq!(list_xattr(&dir.join("file")).expect("list"), ["user.old"], "not those for root");
+                fails(get_xattr(&dir.join("file"), "trusted.hidden"), Errno::ENODATA);
+                fails(set_xattr(&dir.join("own"), "trusted.hidden", b"x", 0), Errno::EPERM);
+            });
+            assert!(list_xattr(&dir.join("file")).expect("list").contains(&"trusted.hidden".into()));
             assert_eq!(marked(dir.join("own"), "user.x").as_deref(), Some("mine"));
         },
     );
