@@ -8,6 +8,11 @@ use crate::error::{Errno, Result};
 ///
 /// Locks are not poisoned, and each operation leaves its tables whole at every step, so that the next one can go on.
 pub(super) fn call<T>(operation: &str, run: impl FnOnce() -> Result<T>) -> std::result::Result<T, fuser::Errno> {
+    let run = || {
+        #[cfg(test)]
+        crate::fuse::survival::panic_on_demand(operation);
+        run()
+    };
     let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         log::error!("{operation} panicked; its caller gets EIO");
         Err(Errno::EIO)

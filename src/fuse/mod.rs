@@ -12,6 +12,8 @@ mod call;
 mod capabilities;
 mod convert;
 mod seek;
+#[cfg(test)]
+mod survival;
 
 use std::io;
 use std::os::fd::OwnedFd;
