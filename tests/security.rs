@@ -2,9 +2,21 @@
 
 mod common;
 
+#[path = "security/access.rs"]
+mod access;
+#[path = "security/devices.rs"]
+mod devices;
+#[path = "security/marks.rs"]
+mod marks;
 #[path = "security/privileges.rs"]
 mod privileges;
+#[path = "security/reach.rs"]
+mod reach;
+#[path = "security/unmapped.rs"]
+mod unmapped;
 
 fn main() {
-    common::main(privileges::tests());
+    let lists =
+        [reach::tests(), privileges::tests(), marks::tests(), access::tests(), devices::tests(), unmapped::tests()];
+    common::main(lists.into_iter().flatten().collect());
 }

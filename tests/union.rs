@@ -17,6 +17,7 @@ mod union {
     mod marks;
     mod memory;
     mod on_disk;
+    mod reach;
     mod read_only;
     mod readdir;
     mod remove;

@@ -1,0 +1,154 @@
+//! An ordinary user's mount over layers with files of others, which the user can't give a copy to.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::common::Test;
+use crate::common::files::*;
+use crate::common::machine::{find_program, layerfs_binary, user_ids};
+use crate::common::mount::{Ended, run};
+use crate::common::sys::{get_xattr, set_xattr};
+use crate::common::union::Union;
+use crate::t;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        t!(copies_of_files_of_others_have_no_privileges).root().needs(no_fusermount),
+        t!(copies_in_a_user_namespace_have_what_counts_there).root().needs(no_namespace),
+        t!(files_of_others_are_read_only_in_a_user_namespace).root().needs(no_namespace),
+    ]
+}
+
+/// The ordinary user of the rootless tests.
+fn user() -> Option<(u32, u32)> {
+    user_ids(&std::env::var("LAYERFS_TEST_USER").unwrap_or_else(|_| "tester".to_owned()))
+}
+
+fn no_fusermount() -> Option<String> {
+    let there = user().is_some() && find_program("fusermount3").is_some();
+    (!there).then(|| "needs fusermount3 and a user called tester".to_owned())
+}
+
+fn no_namespace() -> Option<String> {
+    let Some((uid, gid)) = user() else { return Some("needs a user called tester".to_owned()) };
+    let mut command = Command::new("unshare");
+    let made = command.args(["-Urm", "true"]).uid(uid).gid(gid).status();
+    (!made.is_ok_and(|status| status.success())).then(|| "an ordinary user can't make a user namespace".to_owned())
+}
+
+/// Runs a script as the user, perhaps `through` something, where the union is mounted on `mnt`.
+#[track_caller]
+fn inside(union: &Union, through: &[&str], script: &str) -> Ended {
+    let (uid, gid) = user().expect("the user");
+    for path in ["upper", "work", "mnt"] {
+        chown(union.root().join(path), uid, gid);
+    }
+    // The user may not reach the build's directories.
+    let binary = union.root().join("layerfs");
+    fs::copy(layerfs_binary(), &binary).expect("copy the program");
+    let whole = format!(
+        "./layerfs mount --lower lower0 --upper upper --work work mnt || exit 9; (cd mnt && {script}); ended=$?; \
+         ./layerfs umount mnt || exit 8; exit $ended"
+    );
+    let mut words = [through, &["sh", "-c", &whole]].concat().into_iter();
+    let mut command = Command::new(words.next().expect("a program"));
+    command.args(words).current_dir(union.root()).env("HOME", "/").uid(uid).gid(gid);
+    run(&mut command)
+}
+
+const NAMESPACE: [&str; 2] = ["unshare", "-Urm"];
+
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A file of each kind for an owner, in a directory of the user's.
+fn privileged_files(union: &Union, owner: &str, id: u32) {
+    for (kind, bits) in [("suid", 0o4755), ("sgid", 0o2755), ("capable", 0o755)] {
+        let path = union.lower(0, &format!("d/{kind}-{owner}"));
+        put(&path, "content");
+        chown(&path, id, id);
+        chmod(&path, bits);
+        if kind == "capable" {
+            set_xattr(&path, "security.capability", &CAPABILITY, 0).expect("capability");
+        }
+    }
+    let (uid, gid) = user().expect("the user");
+    chown(union.lower(0, "d"), uid, gid);
+    chown(union.lower(0, ""), uid, gid);
+}
+
+/// Moves each of them, which copies it up.
+const MOVE_ALL: &str = "for f in d/*; do mv $f $f-moved || exit 1; done";
+
+/// What is left on the copy, which is the user's.
+#[track_caller]
+fn assert_copy(union: &Union, name: &str, bits: u32) {
+    let path = union.upper(&format!("d/{name}-moved"));
+    let found = stat(&path);
+    assert_eq!((found.uid(), found.gid()), user().expect("the user"), "{name}");
+    assert_eq!(format!("{:o}", mode(&path)), format!("{bits:o}"), "{name}");
+    assert_eq!(read(&path), "content");
+}
+
+/// A copy's file capability.
+fn capability(union: &Union, name: &str) -> Option<Vec<u8>> {
+    get_xattr(&union.upper(&format!("d/{name}-moved")), "security.capability").ok()
+}
+
+/// The copy belongs to the user, and must not be a set-user-id program then.
+fn copies_of_files_of_others_have_no_privileges() {
+    let union = Union::new(1);
+    let (uid, _) = user().expect("the user");
+    for (owner, id) in [("root", 0), ("other", 4321), ("own", uid)] {
+        privileged_files(&union, owner, id);
+    }
+    let before = union.lower_trees();
+    inside(&union, &[], MOVE_ALL).success();
+    for owner in ["root", "other"] {
+        for kind in ["suid", "sgid", "capable"] {
+            assert_copy(&union, &format!("{kind}-{owner}"), 0o755);
+        }
+        assert_eq!(capability(&union, &format!("capable-{owner}")), None, "{owner}");
+    }
+    assert_copy(&union, "suid-own", 0o4755);
+    assert_copy(&union, "sgid-own", 0o2755);
+    assert_copy(&union, "capable-own", 0o755);
+    assert_eq!(capability(&union, "capable-own"), None, "not the user's to give");
+    union.assert_lowers(&before);
+}
+
+/// A file capability comes up as one that counts in that namespace only, where the user has them all.
+fn copies_in_a_user_namespace_have_what_counts_there() {
+    let union = Union::new(1);
+    privileged_files(&union, "own", user().expect("the user").0);
+    let before = union.lower_trees();
+    inside(&union, &NAMESPACE, MOVE_ALL).success();
+    assert_copy(&union, "suid-own", 0o4755);
+    assert_copy(&union, "sgid-own", 0o2755);
+    assert_copy(&union, "capable-own", 0o755);
+    // Version 3 ends with the id of the root whose namespace it counts in.
+    let kept = capability(&union, "capable-own").expect("a capability");
+    let (uid, _) = user().expect("the user");
+    assert_eq!((kept.len(), &kept[20..]), (24, &uid.to_le_bytes()[..]), "{kept:?}");
+    union.assert_lowers(&before);
+}
+
+/// The namespace's root owns what is the user's, and nothing of other people's: the kernel lets nobody there change, rename
+/// or remove what belongs to an id without a number.
+fn files_of_others_are_read_only_in_a_user_namespace() {
+    let union = Union::new(1);
+    let (uid, _) = user().expect("the user");
+    for (name, bits, owner) in [("root", 0o666, 0), ("other", 0o644, 4321), ("own", 0o644, uid), ("secret", 0o600, 0)] {
+        put(union.lower(0, name), "content");
+        chown(union.lower(0, name), owner, owner);
+        chmod(union.lower(0, name), bits);
+    }
+    chown(union.lower(0, ""), uid, uid);
+    let script = "for f in root other; do for c in 'chmod 600' 'chown 0' 'touch -d@1' 'truncate -s1' 'rm -f' 'mv -t d'; do \
+                  $c $f 2>/dev/null && echo $c $f; done; done; cat secret 2>/dev/null; chmod 600 own; cat root other";
+    let ended = inside(&union, &NAMESPACE, &format!("mkdir d; {script}")).success();
+    assert_eq!(ended.stdout, "contentcontent", "nothing of it worked, reading did");
+    assert_eq!(names(union.upper("")), ["d", "own"]);
+    assert_eq!(mode(union.upper("own")), 0o600);
+}
