@@ -9,8 +9,12 @@ mod deep;
 mod identity;
 #[path = "mount/interop.rs"]
 mod interop;
+#[path = "mount/layers.rs"]
+mod layers;
 #[path = "mount/life.rs"]
 mod life;
+#[path = "mount/limits.rs"]
+mod limits;
 #[path = "mount/marks.rs"]
 mod marks;
 #[path = "mount/open_files.rs"]
@@ -30,6 +34,8 @@ fn main() {
         open_files::tests(),
         deep::tests(),
         interop::tests(),
+        layers::tests(),
+        limits::tests(),
         life::tests(),
     ];
     common::main(lists.into_iter().flatten().collect());

@@ -13,6 +13,7 @@ mod union {
     mod file;
     mod hard_links;
     mod identity;
+    mod log;
     mod lookup;
     mod marks;
     mod memory;

@@ -225,6 +225,19 @@ pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, length: usize) ->
     Errno::result(done).map(|n| n as usize)
 }
 
+/// `ioctl(FICLONE)`: all of `from` becomes the content of `to`.
+pub fn clone_file(from: &File, to: &File) -> Result<(), Errno> {
+    // SAFETY: FICLONE takes a descriptor by value.
+    Errno::result(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }).map(drop)
+}
+
+/// `ioctl(FS_IOC_GETFLAGS)`, as lsattr calls it.
+pub fn inode_flags(file: &File) -> Result<libc::c_long, Errno> {
+    let mut flags = 0;
+    // SAFETY: the kernel writes an int, for which there is room.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) }).map(|_| flags)
+}
+
 /// A buffer whose address is a multiple of 4096, as `O_DIRECT` asks for.
 #[repr(C, align(4096))]
 pub struct Page(pub [u8; 4096]);

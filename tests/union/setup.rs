@@ -105,3 +105,24 @@ fn a_union_that_is_never_mounted_leaves_nothing_behind() {
     assert!(!layers.beside("made").exists());
     assert_eq!(snapshot(&layers.work("")).len(), before.len());
 }
+
+/// What such a mount wrote may be on disk or not: nobody knows after the machine stopped.
+#[test]
+fn a_volatile_upper_of_another_boot_is_refused() {
+    let layers = Layers::new(1);
+    layers.file(0, "f", "lower");
+    let view = layers.open_with(Options { volatile: true, ..Options::default() });
+    view.write("f", 0, b"UPPER").unwrap();
+    view.close();
+    let view = layers.open();
+    assert_eq!(view.text("f"), "UPPER", "under the same boot nothing is lost");
+    view.close();
+    let dirty = layers.work("work/incompat/volatile/dirty");
+    std::fs::write(&dirty, "an earlier boot").unwrap();
+    let before = snapshot(&layers.upper(""));
+    let refused = Union::open(&layers.spec(), Options::default()).err().unwrap().to_string();
+    assert!(refused.contains(&*dirty.to_string_lossy()) && !refused.contains('\n'), "{refused}");
+    assert_eq!(snapshot(&layers.upper("")), before);
+    std::fs::remove_file(&dirty).unwrap();
+    assert_eq!(layers.open().text("f"), "UPPER");
+}
