@@ -5,6 +5,8 @@ mod common;
 mod copy_up;
 #[path = "mount/deep.rs"]
 mod deep;
+#[path = "mount/durability.rs"]
+mod durability;
 #[path = "mount/identity.rs"]
 mod identity;
 #[path = "mount/interop.rs"]
@@ -36,6 +38,7 @@ fn main() {
         interop::tests(),
         layers::tests(),
         limits::tests(),
+        durability::tests(),
         life::tests(),
     ];
     common::main(lists.into_iter().flatten().collect());

@@ -2,11 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::current;
-use super::mount::{detach, eventually, faults};
+use super::mount::{detach, eventually, faults, run};
 
 /// The kernel's own overlay, mounted for comparison. Dropping it unmounts.
 pub struct KernelOverlay {
@@ -64,6 +65,12 @@ impl OtherMount {
     pub fn memory(kind: &str, options: &str, point: &Path) -> OtherMount {
         mount(Some(kind), point, Some(kind), MsFlags::empty(), Some(options))
             .unwrap_or_else(|error| panic!("{kind} on {point:?}: {error}"));
+        OtherMount { point: point.to_owned() }
+    }
+
+    /// The filesystem in an image file.
+    pub fn image(image: &Path, point: &Path) -> OtherMount {
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(point)).success();
         OtherMount { point: point.to_owned() }
     }
 
