@@ -19,6 +19,8 @@ mod marks;
 mod open_files;
 #[path = "mount/rename.rs"]
 mod rename;
+#[path = "rootless/unmapped.rs"]
+mod unmapped;
 #[path = "mount/view.rs"]
 mod view;
 
@@ -60,10 +62,11 @@ const LIMIT: u64 = 900;
 
 fn main() {
     if std::env::var_os(INSIDE).is_none() {
-        common::main(vec![
+        let whole = vec![
             t!(in_a_user_namespace).needs(no_user).needs(no_namespace).seconds(2 * LIMIT + 60),
             t!(through_fusermount3).needs(no_user).needs(no_fusermount).seconds(2 * LIMIT + 60),
-        ]);
+        ];
+        common::main([unmapped::tests(), whole].into_iter().flatten().collect());
     }
     let lists = [
         view::tests(),

@@ -12,11 +12,8 @@ mod marks;
 mod privileges;
 #[path = "security/reach.rs"]
 mod reach;
-#[path = "security/unmapped.rs"]
-mod unmapped;
 
 fn main() {
-    let lists =
-        [reach::tests(), privileges::tests(), marks::tests(), access::tests(), devices::tests(), unmapped::tests()];
+    let lists = [reach::tests(), privileges::tests(), marks::tests(), access::tests(), devices::tests()];
     common::main(lists.into_iter().flatten().collect());
 }

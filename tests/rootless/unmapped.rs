@@ -4,44 +4,33 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::PoisonError;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::{find_program, layerfs_binary, user_ids};
+use crate::common::machine::layerfs_binary;
 use crate::common::mount::{Ended, run};
 use crate::common::sys::{get_xattr, set_xattr};
 use crate::common::union::Union;
-use crate::t;
+use crate::{no_fusermount, no_namespace, no_user, t};
 
 pub fn tests() -> Vec<Test> {
     vec![
-        t!(copies_of_files_of_others_have_no_privileges).root().needs(no_fusermount),
-        t!(copies_in_a_user_namespace_have_what_counts_there).root().needs(no_namespace),
-        t!(files_of_others_are_read_only_in_a_user_namespace).root().needs(no_namespace),
+        t!(copies_of_files_of_others_have_no_privileges).root().needs(no_user).needs(no_fusermount),
+        t!(copies_in_a_user_namespace_have_what_counts_there).root().needs(no_user).needs(no_namespace),
+        t!(files_of_others_are_read_only_in_a_user_namespace).root().needs(no_user).needs(no_namespace),
     ]
 }
 
-/// The ordinary user of the rootless tests.
-fn user() -> Option<(u32, u32)> {
-    user_ids(&std::env::var("LAYERFS_TEST_USER").unwrap_or_else(|_| "tester".to_owned()))
-}
-
-fn no_fusermount() -> Option<String> {
-    let there = user().is_some() && find_program("fusermount3").is_some();
-    (!there).then(|| "needs fusermount3 and a user called tester".to_owned())
-}
-
-fn no_namespace() -> Option<String> {
-    let Some((uid, gid)) = user() else { return Some("needs a user called tester".to_owned()) };
-    let mut command = Command::new("unshare");
-    let made = command.args(["-Urm", "true"]).uid(uid).gid(gid).status();
-    (!made.is_ok_and(|status| status.success())).then(|| "an ordinary user can't make a user namespace".to_owned())
+fn user() -> (u32, u32) {
+    crate::user().expect("the user")
 }
 
 /// Runs a script as the user, perhaps `through` something, where the union is mounted on `mnt`.
 #[track_caller]
 fn inside(union: &Union, through: &[&str], script: &str) -> Ended {
-    let (uid, gid) = user().expect("the user");
+    let _alone = crate::ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (uid, gid) = user();
     for path in ["upper", "work", "mnt"] {
         chown(union.root().join(path), uid, gid);
     }
@@ -73,7 +62,7 @@ fn privileged_files(union: &Union, owner: &str, id: u32) {
             set_xattr(&path, "security.capability", &CAPABILITY, 0).expect("capability");
         }
     }
-    let (uid, gid) = user().expect("the user");
+    let (uid, gid) = user();
     chown(union.lower(0, "d"), uid, gid);
     chown(union.lower(0, ""), uid, gid);
 }
@@ -86,7 +75,7 @@ const MOVE_ALL: &str = "for f in d/*; do mv $f $f-moved || exit 1; done";
 fn assert_copy(union: &Union, name: &str, bits: u32) {
     let path = union.upper(&format!("d/{name}-moved"));
     let found = stat(&path);
-    assert_eq!((found.uid(), found.gid()), user().expect("the user"), "{name}");
+    assert_eq!((found.uid(), found.gid()), user(), "{name}");
     assert_eq!(format!("{:o}", mode(&path)), format!("{bits:o}"), "{name}");
     assert_eq!(read(&path), "content");
 }
@@ -99,7 +88,7 @@ fn capability(union: &Union, name: &str) -> Option<Vec<u8>> {
 /// The copy belongs to the user, and must not be a set-user-id program then.
 fn copies_of_files_of_others_have_no_privileges() {
     let union = Union::new(1);
-    let (uid, _) = user().expect("the user");
+    let (uid, _) = user();
     for (owner, id) in [("root", 0), ("other", 4321), ("own", uid)] {
         privileged_files(&union, owner, id);
     }
@@ -121,7 +110,7 @@ fn copies_of_files_of_others_have_no_privileges() {
 /// A file capability comes up as one that counts in that namespace only, where the user has them all.
 fn copies_in_a_user_namespace_have_what_counts_there() {
     let union = Union::new(1);
-    privileged_files(&union, "own", user().expect("the user").0);
+    privileged_files(&union, "own", user().0);
     let before = union.lower_trees();
     inside(&union, &NAMESPACE, MOVE_ALL).success();
     assert_copy(&union, "suid-own", 0o4755);
@@ -129,7 +118,7 @@ fn copies_in_a_user_namespace_have_what_counts_there() {
     assert_copy(&union, "capable-own", 0o755);
     // Version 3 ends with the id of the root whose namespace it counts in.
     let kept = capability(&union, "capable-own").expect("a capability");
-    let (uid, _) = user().expect("the user");
+    let (uid, _) = user();
     assert_eq!((kept.len(), &kept[20..]), (24, &uid.to_le_bytes()[..]), "{kept:?}");
     union.assert_lowers(&before);
 }
@@ -138,7 +127,7 @@ fn copies_in_a_user_namespace_have_what_counts_there() {
 /// or remove what belongs to an id without a number.
 fn files_of_others_are_read_only_in_a_user_namespace() {
     let union = Union::new(1);
-    let (uid, _) = user().expect("the user");
+    let (uid, _) = user();
     for (name, bits, owner) in [("root", 0o666, 0), ("other", 0o644, 4321), ("own", 0o644, uid), ("secret", 0o600, 0)] {
         put(union.lower(0, name), "content");
         chown(union.lower(0, name), owner, owner);
