@@ -37,6 +37,27 @@ pub fn in_group(pid: u32, gid: u32) -> bool {
     groups.split_whitespace().any(|g| g.parse() == Ok(gid))
 }
 
+/// The user and group that stat(2) shows for those without a number in this user namespace, if the same two numbers are also
+/// somebody's here: who is meant can't be told from a status then.
+pub fn ambiguous_ids() -> Option<(u32, u32)> {
+    if initial_user_namespace() {
+        return None;
+    }
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let uid = number("/proc/sys/kernel/overflowuid")?;
+    let gid = number("/proc/sys/kernel/overflowgid")?;
+    maps(&std::fs::read_to_string("/proc/self/uid_map").ok()?, uid).then_some((uid, gid))
+}
+
+/// Whether a namespace's map (lines of first number inside, outside, how many) has a number.
+fn maps(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut fields = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(count))) = (fields.next(), fields.nth(1)) else { return false };
+        (first..first + count).contains(&u64::from(id))
+    })
+}
+
 fn initial_user_namespace() -> bool {
     let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return true };
     let mut fields = map.split_whitespace();
@@ -55,6 +76,13 @@ fn capabilities_in(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn maps_are_read() {
+        let full = "         0       1001          1\n         1     100000      65536\n";
+        assert!(maps(full, 0) && maps(full, 65_534) && maps(full, 65_536));
+        assert!(!maps(full, 65_537) && !maps("0 1001 1\n", 65_534) && !maps("", 0));
+    }
 
     #[test]
     fn capabilities_are_read_from_status() {

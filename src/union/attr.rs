@@ -84,9 +84,9 @@ pub struct Attr {
     pub mode: u32,
     /// Number of names; 1 for a merged directory, as the kernel's overlay says.
     pub nlink: u32,
-    /// Owner.
+    /// Owner; `u32::MAX` for one without a number in our user namespace.
     pub uid: u32,
-    /// Group.
+    /// Group; likewise.
     pub gid: u32,
     /// Device number of a device node.
     pub rdev: u64,
@@ -234,13 +234,14 @@ impl Union {
             Node::Other(_) => self.link_count(inode, st),
         };
         let time = |(sec, nsec)| Time { sec, nsec };
+        let (uid, gid) = self.owner(inode, st);
         Ok(Attr {
             ino: inode.number,
             // A device 0:0 is stored as an empty regular file.
             mode: st.mode & !libc::S_IFMT | inode.kind.to_mode(),
             nlink,
-            uid: st.uid,
-            gid: st.gid,
+            uid,
+            gid,
             rdev: st.rdev,
             size: st.size,
             blocks: st.blocks,
@@ -249,6 +250,22 @@ impl Union {
             mtime: time(st.mtime),
             ctime: time(st.ctime),
         })
+    }
+
+    /// Owner and group. A user without a number in our user namespace must not be taken for the one who has the number that
+    /// stat shows then, so it is sent as none. Only a file or directory can be asked: without a new access time it opens for
+    /// who may act as its owner, and that we may, having every capability over those who have a number.
+    fn owner(&self, inode: &Inode, st: &Stat) -> (u32, u32) {
+        const NOBODY: u32 = u32::MAX;
+        let Some((_, gid)) = self.ambiguous_ids.filter(|(uid, _)| *uid == st.uid) else { return (st.uid, st.gid) };
+        if !st.is_file() && !st.is_dir() {
+            return (st.uid, st.gid);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOATIME | OFlag::O_NONBLOCK;
+        match self.with_object(inode, |object| sys::file::reopen(object, flags)) {
+            Ok(_) => (st.uid, st.gid),
+            Err(_) => (NOBODY, if st.gid == gid { NOBODY } else { st.gid }),
+        }
     }
 
     /// Changes attributes.

@@ -99,6 +99,8 @@ pub struct Union {
     pins: pin::Pins,
     hard_links: hard_links::HardLinks,
     counters: stats::Counters,
+    /// See [`crate::sys::privilege::ambiguous_ids`].
+    ambiguous_ids: Option<(u32, u32)>,
     /// Shared by publications of copy-ups, exclusive for the rename of a directory.
     renames: RwLock<()>,
 }
@@ -124,6 +126,7 @@ impl Union {
             pins: pin::Pins::default(),
             hard_links: hard_links::HardLinks::default(),
             counters: stats::Counters::default(),
+            ambiguous_ids: crate::sys::privilege::ambiguous_ids(),
             renames: RwLock::new(()),
             stack,
             options,

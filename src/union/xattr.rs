@@ -1,7 +1,7 @@
 //! Extended attributes: the user's own; marks are neither shown nor settable, and what looks like one is stored escaped.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
@@ -116,10 +116,14 @@ impl Union {
         }
     }
 
+    fn with_target<T>(&self, inode: &Inode, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
+        self.with_object(inode, |object| call(Target::Fd(object)))
+    }
+
     /// Runs `call` on the real object behind an inode.
-    fn with_target<T>(&self, inode: &Arc<Inode>, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
+    pub(super) fn with_object<T>(&self, inode: &Inode, call: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
         if let Some(object) = self.pinned_object(inode)? {
-            return call(Target::Fd(object.as_fd()));
+            return call(object.as_fd());
         }
         match &inode.node {
             Node::Dir(dir) => {
@@ -129,13 +133,13 @@ impl Union {
                     return Err(Errno::ENODATA);
                 }
                 let fd = self.stack.open_dir(top)?;
-                call(Target::Fd(fd.as_fd()))
+                call(fd.as_fd())
             }
             Node::Other(file) => {
                 let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
                 let key = file.read().key;
                 let object = self.stack.open_path(&dir, &name, key)?;
-                call(Target::Fd(object.as_fd()))
+                call(object.as_fd())
             }
         }
     }

@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Test> {
         t!(copies_of_files_of_others_have_no_privileges).root().needs(no_user).needs(no_fusermount),
         t!(copies_in_a_user_namespace_have_what_counts_there).root().needs(no_user).needs(no_namespace),
         t!(files_of_others_are_read_only_in_a_user_namespace).root().needs(no_user).needs(no_namespace),
+        t!(who_has_the_number_of_nobody_owns_nothing_of_others).root().needs(no_user).needs(no_full_map),
     ]
 }
 
@@ -48,6 +49,16 @@ fn inside(union: &Union, through: &[&str], script: &str) -> Ended {
 }
 
 const NAMESPACE: [&str; 2] = ["unshare", "-Urm"];
+
+/// With a number for everybody in the user's range, as container engines make it.
+const FULL_MAP: [&str; 4] = ["unshare", "-Um", "--map-auto", "--map-root-user"];
+
+fn no_full_map() -> Option<String> {
+    let (uid, gid) = crate::user()?;
+    let mut command = Command::new(FULL_MAP[0]);
+    let made = command.args(&FULL_MAP[1..]).arg("true").uid(uid).gid(gid).status();
+    (!made.is_ok_and(|status| status.success())).then(|| "needs newuidmap, and a range in /etc/subuid".to_owned())
+}
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -140,4 +151,33 @@ fn files_of_others_are_read_only_in_a_user_namespace() {
     assert_eq!(ended.stdout, "contentcontent", "nothing of it worked, reading did");
     assert_eq!(names(union.upper("")), ["d", "own"]);
     assert_eq!(mode(union.upper("own")), 0o600);
+}
+
+/// There stat shows those without a number as 65534, and so it shows the local user who has that number.
+fn who_has_the_number_of_nobody_owns_nothing_of_others() {
+    let union = Union::new(1);
+    let (uid, _) = user();
+    for (name, bits) in [("file", 0o644), ("secret", 0o600), ("dir", 0o755)] {
+        if name == "dir" {
+            put(union.lower(0, "dir/inside"), "content");
+        } else {
+            put(union.lower(0, name), "content");
+        }
+        chown(union.lower(0, name), 0, 0);
+        chmod(union.lower(0, name), bits);
+    }
+    make_dir(union.lower(0, "open"));
+    chmod(union.lower(0, "open"), 0o777);
+    chown(union.lower(0, "open"), uid, uid);
+    chown(union.lower(0, ""), uid, uid);
+    let attempts = "for f in file dir; do for c in 'chmod 777' 'touch -d@1' 'rm -rf' 'mv -t open' 'ls -i'; do \
+                    $c $f >/dev/null 2>&1 && echo $c $f; done; done; true > file; true > dir/new; cat secret; cat file";
+    // What is its own is, in upper and in every way.
+    let own = "cd open; echo mine > mine && chmod 600 mine && touch -d@1 mine && mkdir own && mv mine own/mine && cat own/mine \
+               && ln -s x link && mkfifo fifo && rm link fifo && stat -c %u own/mine own";
+    put(union.root().join("attempts"), format!("exec 2>/dev/null; {attempts}; {own}"));
+    let script = "setpriv --reuid=65534 --regid=65534 --clear-groups sh ../attempts";
+    let ended = inside(&union, &FULL_MAP, script).success();
+    assert_eq!(ended.stdout, "ls -i file\nls -i dir\ncontentmine\n65534\n65534\n");
+    assert_eq!(names(union.upper("")), ["open"], "nothing of others was copied up");
 }
