@@ -80,7 +80,8 @@ fn with_timeout_0_changes_of_a_lower_are_seen_at_once() {
 
 /// In between what was known may be shown on, or be an error; it is never another object's.
 fn otherwise_they_are_seen_after_a_remount() {
-    let mut union = lower_to_change();
+    // As by default, also where all tests run with timeout=0.
+    let mut union = lower_to_change().arguments(&["--timeout", "3600"]);
     union.mount();
     look_at_everything(&union);
     change(&union.lower(1, ""));
