@@ -11,8 +11,12 @@ mod model {
     pub mod generators;
     pub mod harness;
     pub mod layers;
+    pub mod merge;
+    pub mod on_disk;
     pub mod operate;
+    pub mod read;
     pub mod reference;
+    pub mod write;
 
     mod regressions;
 }

@@ -13,7 +13,7 @@ use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
-use crate::layer::{StackSpec, Upper, UpperDir, preflight, work};
+use crate::layer::{StackSpec, Upper, preflight, work};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::{FsStat, Reach, Stat};
@@ -93,6 +93,11 @@ impl Stack {
     /// The only way to change a layer; `EROFS` on a union without upper.
     pub fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Errno::EROFS)
+    }
+
+    /// Whether a layer has none below it.
+    pub fn is_lowest(&self, layer: LayerId) -> bool {
+        self.layers.last().is_some_and(|lowest| lowest.root.layer == layer)
     }
 
     /// Whether there is an upper layer.
@@ -296,8 +301,11 @@ impl Stack {
         Ok(self.upper()?.private_mark(fd.as_fd(), name, mark))
     }
 
-    /// Whether a directory of upper is marked as holding entries with an origin.
-    pub fn is_impure(&self, dir: &UpperDir) -> Result<bool> {
+    /// Whether a directory is marked as holding entries with an origin, or devices 0:0; in a layer whose marks count.
+    pub fn is_impure(&self, dir: &Arc<RealDir>) -> Result<bool> {
+        if !self.trusts(dir.layer) || dir.is_void() {
+            return Ok(false);
+        }
         if let Some(known) = dir.impure.get() {
             return Ok(known);
         }

@@ -16,7 +16,7 @@ use crate::sys;
 use crate::sys::file::{Stat, TimeChange};
 use crate::sys::xattr::Target;
 use crate::union::handles::OpenFile;
-use crate::union::inode::{Inode, Node};
+use crate::union::inode::{Inode, LowerData, Node};
 use crate::union::stats::CopyUpKind;
 use crate::union::{FileKind, Union};
 
@@ -222,6 +222,7 @@ impl Union {
             file.layer = LayerId::UPPER;
             file.key = key;
             file.rare_mut().lower_key = Some(lower);
+            file.rare_mut().data = None;
             let mut links = file.links.as_mut_slice().iter_mut();
             if let Some(first) = links.next() {
                 first.layer = LayerId::UPPER;
@@ -247,12 +248,17 @@ impl Union {
         copy: CopyUp,
     ) -> Result<(Staged<'_>, Stat)> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        let key = file.read().key;
+        let (key, data) = {
+            let file = file.read();
+            (file.key, file.data().cloned())
+        };
         let upper = self.stack.upper()?;
         let lower = self.stack.open_path(dir, name, key)?;
         let stat = sys::file::stat(&lower)?;
+        let null_device = inode.kind == FileKind::CharDevice && stat.is_file();
         let staged = match inode.kind {
             FileKind::Regular => upper.stage_file()?,
+            FileKind::CharDevice if null_device => upper.stage_file()?,
             FileKind::Symlink => {
                 let target = std::ffi::CString::new(sys::file::read_link(lower.as_fd())?).map_err(|_| Errno::EIO)?;
                 upper.stage_symlink(&target)?
@@ -260,9 +266,10 @@ impl Union {
             _ => upper.stage_node(stat.mode, stat.rdev)?,
         };
         if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 {
-            let flags = OFlag::O_RDONLY | OFlag::O_NOATIME;
-            let data = self.stack.open_at(dir, name, key, flags)?;
-            let kind = upper.copy_data(data.as_fd(), &stat, &staged)?;
+            // The metadata of a lower file may be in another layer than its data.
+            let at = data.unwrap_or_else(|| LowerData { dir: dir.clone(), name: name.clone(), key });
+            let data = self.stack.open_at(&at.dir, &at.name, at.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+            let kind = upper.copy_data(data.as_fd(), &sys::file::stat(&data)?, &staged)?;
             self.counters.copied_bytes(kind, stat.size);
         }
         upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
@@ -272,6 +279,9 @@ impl Union {
         }
         if let Some(origin) = origin.and_then(Origin::encode) {
             upper.set_mark(&staged, Mark::Origin, &origin)?;
+        }
+        if null_device {
+            upper.set_mark(&staged, Mark::Device, b"0:0")?;
         }
         if inode.kind == FileKind::Regular && stat.size > 0 && !self.options.volatile {
             // A name must never show a half-filled copy after a power loss.

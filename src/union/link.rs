@@ -10,7 +10,7 @@ use crate::name::Name;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
-use crate::union::{Attr, Union};
+use crate::union::{Attr, FileKind, Union};
 
 impl Union {
     /// Gives an inode another name.
@@ -53,7 +53,7 @@ impl Union {
         let object = self.upper_object(inode)?;
         let hidden = self.stack.has_dot_whiteout(&dir, name)?;
         let is_copy = self.keep_origin_of_linked(inode)? || is_indexed(inode);
-        if is_copy {
+        if is_copy || inode.kind == FileKind::CharDevice {
             self.stack.set_impure(&dir)?;
         }
         match upper.link(&object, &fd, name) {

@@ -328,11 +328,12 @@ impl Union {
             let dir = self.stack.child_dir(parent, name, &stat)?;
             found.push(dir.clone());
             top = top.or(Some(stat));
-            if rest.is_empty() {
+            // A redirect may lead to a layer that has nothing at this place.
+            if rest.is_empty() && self.stack.is_lowest(dir.layer) {
                 break;
             }
             let marks = self.stack.dir_marks(&dir)?;
-            if marks.opaque || self.hides_below(parent, name, true)? {
+            if marks.opaque || self.hides_below(parent, name, !rest.is_empty())? {
                 break;
             }
             if let Some(redirect) = marks.redirect {

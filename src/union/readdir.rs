@@ -284,9 +284,7 @@ impl Union {
             layer: Some(dir.layer),
         };
         // Where copies are, an entry may show its origin's number, or be a device 0:0.
-        if let Some(upper) = self.stack.as_upper(dir)
-            && self.stack.is_impure(&upper)?
-        {
+        if self.stack.is_impure(dir)? {
             self.resolve_entry(view, &name, &mut entry)?;
         }
         Ok(Some(entry))

@@ -360,9 +360,10 @@ impl Union {
         Ok(())
     }
 
-    /// A file keeps its number by its origin mark.
+    /// A file keeps its number by its origin mark; that, and the mark of a device 0:0, a listing of its directory looks for.
     fn mark_moved_file(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if self.keep_origin(inode, from.dir, &from.view, &from.real, from.name)? {
+        let is_copy = self.keep_origin(inode, from.dir, &from.view, &from.real, from.name)?;
+        if is_copy || inode.kind == FileKind::CharDevice {
             self.stack.set_impure(&to.real)?;
         }
         Ok(())

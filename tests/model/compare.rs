@@ -70,6 +70,20 @@ impl Known {
         });
     }
 
+    /// Nothing is remembered by whoever asked a union that has crashed.
+    pub fn crashed(&mut self) {
+        self.remembered.iter_mut().for_each(HashMap::clear);
+    }
+
+    /// From now on these are the numbers.
+    pub fn renumber(&mut self, numbers: HashMap<Id, u64>) {
+        self.numbers = numbers;
+    }
+
+    pub fn number(&self, id: Id) -> Option<u64> {
+        self.numbers.get(&id).copied()
+    }
+
     /// Forgets whatever is remembered.
     pub fn forget_all(&mut self, view: &View) {
         for (ino, count) in self.remembered.iter_mut().flat_map(HashMap::drain) {
@@ -113,7 +127,7 @@ impl Walk<'_> {
                 let real = union.readlink(ino).map_err(|e| failed("readlink", e))?;
                 check(path, "target", target.as_str(), &String::from_utf8_lossy(&real))?;
             }
-            Kind::Fifo | Kind::Dir(_) => {}
+            Kind::Fifo | Kind::NullDevice | Kind::Dir(_) => {}
         }
         if object.is_removed_dir() {
             return Ok(());
@@ -213,6 +227,7 @@ fn kind_of(object: &Object) -> FileKind {
         Kind::File(_) => FileKind::Regular,
         Kind::Symlink(_) => FileKind::Symlink,
         Kind::Fifo => FileKind::Fifo,
+        Kind::NullDevice => FileKind::CharDevice,
         Kind::Dir(_) => FileKind::Directory,
     }
 }
@@ -231,6 +246,7 @@ pub fn check_attr(path: &str, object: &Object, attr: &Attr) -> Checked {
     match &object.kind {
         Kind::File(content) => check(path, "size", &(content.len() as u64), &attr.size),
         Kind::Symlink(target) => check(path, "size", &(target.len() as u64), &attr.size),
+        Kind::NullDevice => check(path, "device", &0, &attr.rdev),
         Kind::Fifo | Kind::Dir(_) => Ok(()),
     }
 }

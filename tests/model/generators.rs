@@ -4,7 +4,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::layers::{Entries, Meta, N, Node, Opaque, Whiteout};
+use super::layers::{Below, Entries, Meta, N, Node, Opaque, Way, Whiteout};
 use super::reference::RenameKind;
 
 /// Something that is there.
@@ -39,6 +39,8 @@ pub enum X {
     Trusted,
     /// One that is a mark where it stands unescaped.
     Mark,
+    /// One that is a mark in any mount.
+    ForeignMark,
 }
 
 /// One step of a sequence.
@@ -53,6 +55,10 @@ pub enum Op {
         mode: u32,
     },
     Fifo {
+        at: Place,
+    },
+    /// A device 0:0.
+    Device {
         at: Place,
     },
     Symlink {
@@ -84,6 +90,11 @@ pub enum Op {
         size: usize,
     },
     Punch {
+        of: Subject,
+        offset: usize,
+        length: usize,
+    },
+    Allocate {
         of: Subject,
         offset: usize,
         length: usize,
@@ -127,6 +138,12 @@ pub enum Op {
     },
     /// Ends the union cleanly and opens it again.
     Remount,
+    /// Ends it as a killed process does, and opens it again. `midway`: with what an operation leaves that was under way.
+    Crash {
+        midway: bool,
+    },
+    /// Makes upper the top lower, with a new upper on it.
+    AddLayer,
 }
 
 /// A whole test: layers, and what is done with their union.
@@ -136,6 +153,8 @@ pub struct Case {
     pub upper: Entries,
     /// The lowers, the top one first.
     pub lowers: Vec<Entries>,
+    /// Whether the marks of files in lowers count.
+    pub trusted: bool,
     /// Whether everything that was looked up stays known, as with a kernel that has memory enough.
     pub remember: bool,
     /// The capacity of the lookup cache.
@@ -147,8 +166,9 @@ pub struct Case {
 pub fn case(length: usize) -> impl Strategy<Value = Case> {
     let upper = prop_oneof![3 => Just(Entries::new()), 1 => layer()];
     let cache = prop_oneof![Just(0), Just(5), Just(10_000)];
-    (upper, vec(layer(), 1..4), any::<bool>(), cache, vec(op(), 1..length))
-        .prop_map(|(upper, lowers, remember, cache, ops)| Case { upper, lowers, remember, cache, ops })
+    (upper, vec(layer(), 1..4), any::<(bool, bool)>(), cache, vec(op(), 1..length)).prop_map(
+        |(upper, lowers, (trusted, remember), cache, ops)| Case { upper, lowers, trusted, remember, cache, ops },
+    )
 }
 
 fn layer() -> impl Strategy<Value = Entries> {
@@ -180,13 +200,16 @@ fn meta() -> impl Strategy<Value = Meta> {
     })
 }
 
-fn opaque() -> impl Strategy<Value = Opaque> {
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![2 => name().prop_map(Way::Sibling), 3 => vec(name(), 1..3).prop_map(Way::Path)]
+}
+
+fn below() -> impl Strategy<Value = Below> {
+    let forms = [Opaque::Trusted, Opaque::User, Opaque::FuseOverlayfs, Opaque::DotFile, Opaque::Beside];
     prop_oneof![
-        8 => Just(Opaque::No),
-        1 => Just(Opaque::Trusted),
-        1 => Just(Opaque::User),
-        1 => Just(Opaque::FuseOverlayfs),
-        1 => Just(Opaque::DotFile),
+        7 => Just(Below::Shows),
+        3 => prop::sample::select(forms.to_vec()).prop_map(Below::Hidden),
+        2 => way().prop_map(Below::Moved),
     ]
 }
 
@@ -195,15 +218,19 @@ fn whiteout() -> impl Strategy<Value = Whiteout> {
 }
 
 fn node() -> impl Strategy<Value = Node> {
+    let length = || prop_oneof![4 => 0..40_usize, 1 => 0..10_000_usize];
     let leaf = prop_oneof![
-        6 => (meta(), prop_oneof![4 => 0..40_usize, 1 => 0..10_000_usize]).prop_map(|(m, length)| Node::File(m, length)),
+        6 => (meta(), length()).prop_map(|(meta, length)| Node::File(meta, length)),
+        1 => (meta(), length()).prop_map(|(meta, length)| Node::Copy(meta, length)),
+        2 => (meta(), prop::option::of(way())).prop_map(|(meta, way)| Node::Metacopy(meta, way)),
         2 => (0..8_usize).prop_map(Node::Link),
         1 => any::<u8>().prop_map(Node::Symlink),
         1 => Just(Node::Fifo),
+        1 => Just(Node::NullDevice),
         3 => whiteout().prop_map(Node::Whiteout),
     ];
     leaf.prop_recursive(3, 20, 4, |inner| {
-        (meta(), opaque(), vec((name(), inner), 0..5)).prop_map(|(meta, opaque, inner)| Node::Dir(meta, opaque, inner))
+        (meta(), below(), vec((name(), inner), 0..5)).prop_map(|(meta, below, inner)| Node::Dir(meta, below, inner))
     })
 }
 
@@ -239,7 +266,7 @@ fn taken_place() -> impl Strategy<Value = Place> {
 }
 
 fn xattr() -> impl Strategy<Value = X> {
-    prop::sample::select(vec![X::A, X::B, X::Trusted, X::Mark])
+    prop::sample::select(vec![X::A, X::B, X::Trusted, X::Mark, X::ForeignMark])
 }
 
 fn extent() -> impl Strategy<Value = usize> {
@@ -247,13 +274,14 @@ fn extent() -> impl Strategy<Value = usize> {
 }
 
 fn names_op() -> impl Strategy<Value = Op> {
-    let kind = prop::sample::select(vec![RenameKind::Plain, RenameKind::NoReplace, RenameKind::Exchange]);
-    let kind = prop_oneof![2 => Just(RenameKind::Plain), 1 => kind];
+    let kinds = vec![RenameKind::NoReplace, RenameKind::Exchange, RenameKind::Whiteout];
+    let kind = prop_oneof![2 => Just(RenameKind::Plain), 1 => prop::sample::select(kinds)];
     let place = prop_oneof![free_place(), taken_place()];
     prop_oneof![
         3 => (free_place(), mode()).prop_map(|(at, mode)| Op::Create { at, mode }),
         3 => (free_place(), mode()).prop_map(|(at, mode)| Op::Mkdir { at, mode }),
         1 => free_place().prop_map(|at| Op::Fifo { at }),
+        1 => free_place().prop_map(|at| Op::Device { at }),
         1 => (free_place(), any::<u8>()).prop_map(|(at, target)| Op::Symlink { at, target }),
         3 => (subject(), free_place()).prop_map(|(of, at)| Op::Link { of, at }),
         4 => taken_place().prop_map(|at| Op::Unlink { at }),
@@ -269,6 +297,7 @@ fn content_op() -> impl Strategy<Value = Op> {
         3 => (subject(), extent(), 1..50_usize).prop_map(|(to, offset, length)| Op::Write { to, offset, length }),
         2 => (subject(), extent()).prop_map(|(of, size)| Op::Resize { of, size }),
         1 => (subject(), extent(), 1..100_usize).prop_map(|(of, offset, length)| Op::Punch { of, offset, length }),
+        1 => (subject(), extent(), 1..100_usize).prop_map(|(of, offset, length)| Op::Allocate { of, offset, length }),
         1 => (subject(), subject(), extent(), 1..100_usize)
             .prop_map(|(from, to, offset, length)| Op::CopyRange { from, to, offset, length }),
         2 => (subject(), mode()).prop_map(|(of, mode)| Op::Chmod { of, mode }),
@@ -282,10 +311,12 @@ fn content_op() -> impl Strategy<Value = Op> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        10 => names_op(),
-        7 => content_op(),
-        2 => subject().prop_map(|of| Op::Hold { of }),
-        1 => (0..8_usize).prop_map(|which| Op::Release { which }),
+        20 => names_op(),
+        14 => content_op(),
+        4 => subject().prop_map(|of| Op::Hold { of }),
+        2 => (0..8_usize).prop_map(|which| Op::Release { which }),
         1 => Just(Op::Remount),
+        1 => any::<bool>().prop_map(|midway| Op::Crash { midway }),
+        1 => Just(Op::AddLayer),
     ]
 }

@@ -1,12 +1,21 @@
 //! Runs a case on a union and on the reference, and compares the whole tree after every step.
 
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::PathBuf;
+
+use layerfs::layer::StackSpec;
 use layerfs::union::{Options, Union};
 
 use super::compare::Known;
 use super::generators::{Case, Op, Place, Subject};
-use super::layers::{Layer, merge};
-use super::reference::{Id, Kind, ROOT, Tree};
-use crate::fixture::{Held, Layers, View, snapshot};
+use super::layers::Layer;
+use super::merge::{Merged, Source, merge, merge_generated};
+use super::on_disk;
+use super::read::read;
+use super::reference::{Id, Kind, Object, ROOT, Tree};
+use super::write::write;
+use crate::fixture::{Held, Layers, OnDisk, View, make_whiteout, me, snapshot};
 
 /// What went wrong, in words.
 pub type Checked<T = ()> = Result<T, String>;
@@ -20,13 +29,18 @@ struct Kept {
 /// A union beside the reference.
 pub struct Run {
     layers: Layers,
+    trusted: bool,
     cache: usize,
     view: Option<View>,
     pub tree: Tree,
+    /// Where the objects came from that upper had or found when it was new.
+    sources: HashMap<Id, Source>,
     known: Known,
     kept: Vec<Kept>,
     /// How many inodes were known when the union was opened.
     inodes: u64,
+    /// The lowers as they have to stay.
+    lowers: Vec<(PathBuf, BTreeMap<PathBuf, OnDisk>)>,
 }
 
 /// Something that an operation is about, and how to get there.
@@ -57,40 +71,46 @@ pub struct Reached<'u> {
 /// # Errors
 /// The first difference between the union and the reference.
 pub fn run(case: &Case) -> Checked {
-    let layers = Layers::new(case.lowers.len());
-    let generated: Vec<_> = std::iter::once(&case.upper)
-        .chain(&case.lowers)
-        .enumerate()
-        .map(|(index, entries)| Layer::new(index, entries))
-        .collect();
-    generated[0].write(&layers.upper(""));
-    for (layer, root) in generated[1..].iter().zip(&layers.lowers) {
-        layer.write(root);
-    }
-    let before: Vec<_> = layers.lowers.iter().map(|lower| snapshot(lower)).collect();
-    let tree = merge(&generated);
-    let known = Known::new(case.remember);
-    let mut run = Run { layers, cache: case.cache, view: None, tree, known, kept: Vec::new(), inodes: 0 };
-    run.mount();
-    run.compare().map_err(|e| format!("before the first step: {e}"))?;
+    let mut run = Run::new(case);
+    run.on_disk().map_err(|e| format!("the layers are not what was asked for: {e}"))?;
+    run.mount().and_then(|()| run.compare()).map_err(|e| format!("before the first step: {e}"))?;
     for (step, op) in case.ops.iter().enumerate() {
         run.apply(step, op).and_then(|()| run.compare()).map_err(|e| format!("step {step}, {op:?}: {e}"))?;
     }
-    run.finish().map_err(|e| format!("at the end: {e}"))?;
-    for (lower, before) in run.layers.lowers.iter().zip(before) {
-        if snapshot(lower) != before {
-            return Err(format!("{} has changed", lower.display()));
-        }
-    }
-    Ok(())
+    run.finish().map_err(|e| format!("at the end: {e}"))
 }
 
 impl Run {
-    fn mount(&mut self) {
+    /// Makes the layers of a case.
+    fn new(case: &Case) -> Self {
+        let layers = Layers::new(case.lowers.len());
+        let make = |redirects| {
+            let generated = std::iter::once(&case.upper).chain(&case.lowers).enumerate();
+            generated.map(|(index, entries)| Layer::new(index, entries, redirects)).collect()
+        };
+        let (generated, merged) = merge_generated(make, case.trusted);
+        let roots: Vec<_> = std::iter::once(layers.upper("")).chain(layers.lowers.iter().cloned()).collect();
+        write(&generated, &roots, &merged);
+        Self {
+            lowers: layers.lowers.iter().map(|lower| (lower.clone(), snapshot(lower))).collect(),
+            layers,
+            trusted: case.trusted,
+            cache: case.cache,
+            view: None,
+            sources: merged.sources,
+            tree: merged.tree,
+            known: Known::new(case.remember),
+            kept: Vec::new(),
+            inodes: 0,
+        }
+    }
+
+    fn mount(&mut self) -> Checked {
         let options = Options { cache_entries: self.cache, ..Options::default() };
-        let view = self.layers.open_with(options);
+        let view = View::open(&StackSpec { trusted_lowers: self.trusted, ..self.layers.spec() }, options);
         self.inodes = view.stats().inodes;
         self.view = Some(view);
+        self.nothing_staged()
     }
 
     /// Forgets everything and closes; nothing may be left in memory or in the work directory.
@@ -105,22 +125,97 @@ impl Run {
             return Err(format!("{left} inodes are known after everything was forgotten, {} at first", self.inodes));
         }
         view.close();
+        if self.layers.work("work/incompat").exists() {
+            return Err("a clean end leaves the sign of unfinished changes".to_owned());
+        }
+        self.nothing_staged()
+    }
+
+    fn nothing_staged(&self) -> Checked {
+        let parked = self.layers.work("layerfs/parked").read_dir().map_or(0, Iterator::count);
         match self.layers.staged() {
-            staged if staged.is_empty() => Ok(()),
-            staged => Err(format!("left in the work directory: {staged:?}")),
+            staged if staged.is_empty() && parked == 0 => Ok(()),
+            staged => Err(format!("left in the work directory: {staged:?} and {parked} parked files")),
         }
     }
 
     fn remount(&mut self) -> Checked {
         self.unmount()?;
-        self.mount();
-        Ok(())
+        self.mount()
+    }
+
+    /// Drops all that a process has: memory, descriptors, locks. Nothing of the union writes when it is dropped, so
+    /// afterwards the disk is as after SIGKILL between two operations.
+    fn crash(&mut self, midway: bool) -> Checked {
+        drop(self.view.take());
+        self.kept.clear();
+        self.known.crashed();
+        if midway {
+            self.leave_unfinished();
+        }
+        self.mount()
+    }
+
+    /// What may lie in the work directory when operations were under way: objects in the making, a merged directory that
+    /// is being removed, parked files, and a record of which only the beginning was written.
+    fn leave_unfinished(&self) {
+        let stage = self.layers.work("layerfs/stage");
+        std::fs::create_dir_all(stage.join("1/directory")).unwrap();
+        std::fs::write(stage.join("1/file"), "half").unwrap();
+        make_whiteout(&stage.join("1/directory/whiteout"));
+        std::fs::write(stage.join("2"), "half").unwrap();
+        std::fs::write(self.layers.work("layerfs/parked/1000"), "unlinked").unwrap();
+        if let Ok(mut marks) = std::fs::OpenOptions::new().append(true).open(self.layers.work("layerfs/marks")) {
+            marks.write_all(&[40, 0, 0, 0, 1, 2, 3]).unwrap();
+        }
+    }
+
+    /// Upper becomes a lower. What is then seen of the layers is the new reference, after a comparison with the old one.
+    fn add_layer(&mut self) -> Checked {
+        self.unmount()?;
+        self.layers.add_layer();
+        let added = self.layers.lowers[0].clone();
+        self.lowers.push((added.clone(), snapshot(&added)));
+        // The root is that of the new upper.
+        self.tree.objects[ROOT] = Object { kind: self.tree.object(ROOT).kind.clone(), ..fresh_root() };
+        let merged = self.on_disk()?;
+        let mut numbers: HashMap<_, _> = merged.sources.iter().map(|(id, source)| (*id, source.ino)).collect();
+        numbers.insert(ROOT, Union::ROOT);
+        // Only upper says what was copied from where: copies have numbers of their own now. What was never one keeps its.
+        let after: HashMap<_, _> = merged.tree.paths().into_iter().collect();
+        for (path, id) in self.tree.paths().into_iter().filter(|(_, id)| *id != ROOT && !self.sources.contains_key(id))
+        {
+            let (first, now) = (self.known.number(id), numbers.get(&after[&path]).copied());
+            if first != now {
+                return Err(format!("{path}: inode {now:?} in the added layer, it was {first:?}"));
+            }
+        }
+        self.known.renumber(numbers);
+        self.sources = merged.sources;
+        self.tree = merged.tree;
+        self.mount()
+    }
+
+    /// What the layers on disk say, which has to be what the reference says.
+    fn on_disk(&self) -> Checked<Merged> {
+        let roots = std::iter::once(self.layers.upper("")).chain(self.layers.lowers.iter().cloned());
+        let layers: Vec<_> = roots.map(|root| read(&root)).collect::<Checked<_>>()?;
+        let merged = merge(&layers, self.trusted).map_err(|e| format!("on disk: {e:?}"))?;
+        on_disk::compare(&self.tree, &self.sources, &merged)?;
+        Ok(merged)
     }
 
     fn finish(&mut self) -> Checked {
         self.remount()?;
         self.compare()?;
-        self.unmount()
+        self.unmount()?;
+        self.on_disk()?;
+        for (lower, before) in &self.lowers {
+            if snapshot(lower) != *before {
+                return Err(format!("{} has changed", lower.display()));
+            }
+        }
+        Ok(())
     }
 
     fn compare(&mut self) -> Checked {
@@ -140,6 +235,8 @@ impl Run {
                 Ok(())
             }
             Op::Remount => self.remount(),
+            Op::Crash { midway } => self.crash(midway),
+            Op::AddLayer => self.add_layer(),
             _ => self.operate(step, op),
         }
     }
@@ -204,6 +301,11 @@ impl Run {
         let (path, id, name) = all.swap_remove(taken % all.len());
         Spot { dir: Target { id, route: Route::Path(path) }, name }
     }
+}
+
+/// The root of a new upper directory.
+fn fresh_root() -> Object {
+    Object::new(Kind::Dir(BTreeMap::new()), 0o755, (me().uid, me().gid))
 }
 
 impl Target {

@@ -1,10 +1,8 @@
-//! Layers as data: made on disk in every form there is, and merged into the tree that a union of them has to show.
+//! Layers as data: as they are generated, and with every name, link and attribute resolved.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 
-use super::reference::{Id, Kind, Object, ROOT, Tree};
-use crate::fixture::{make_whiteout, me, privileged, set_mode, set_times, set_xattr};
+use crate::fixture::{me, privileged};
 
 /// A name; there are few, so that they collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +18,11 @@ impl N {
 
     pub fn text(self) -> &'static str {
         Self::ALL[self as usize]
+    }
+
+    /// The name that is written so.
+    pub fn of(text: &[u8]) -> Option<Self> {
+        [Self::A, Self::B, Self::C, Self::D].into_iter().find(|name| name.text().as_bytes() == text)
     }
 }
 
@@ -46,11 +49,29 @@ pub const PLAIN_META: Meta = Meta { mode: 0o644, owner: 0, mtime: 1, xattr: fals
 /// How a directory hides what is below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opaque {
-    No,
     Trusted,
     User,
     FuseOverlayfs,
     DotFile,
+    /// By `.wh.NAME` beside it.
+    Beside,
+}
+
+/// Where a redirect leads, in the layers below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Sibling(N),
+    Path(Vec<N>),
+}
+
+/// What a directory does with the layers below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// It merges with what has its name.
+    Shows,
+    Hidden(Opaque),
+    /// It merges with what a redirect says.
+    Moved(Way),
 }
 
 /// How a layer says that a name is deleted.
@@ -67,11 +88,17 @@ pub enum Whiteout {
 pub enum Node {
     /// A file with that many bytes; the bytes tell which file it is.
     File(Meta, usize),
+    /// A file that is marked as a copy of what is below it.
+    Copy(Meta, usize),
+    /// A file with metadata only; its data is below, by its name or by a redirect.
+    Metacopy(Meta, Option<Way>),
     /// Another name of an earlier file in this layer.
     Link(usize),
     Symlink(u8),
     Fifo,
-    Dir(Meta, Opaque, Entries),
+    /// A device 0:0, in the form that is no whiteout.
+    NullDevice,
+    Dir(Meta, Below, Entries),
     Whiteout(Whiteout),
 }
 
@@ -79,40 +106,100 @@ pub enum Node {
 pub type Entries = Vec<(N, Node)>;
 
 /// A layer with its links resolved.
+#[derive(Clone, Debug)]
 pub struct Layer {
-    entries: BTreeMap<N, Entry>,
-    /// The number of names of each file.
-    links: Vec<u32>,
+    /// The attributes of its root.
+    pub root: Attrs,
+    pub entries: BTreeMap<N, Entry>,
+    /// What is no directory; several names may lead to one.
+    pub leaves: Vec<Leaf>,
 }
 
-#[derive(Clone)]
-enum Entry {
-    File { number: usize, meta: Meta, content: Vec<u8> },
+/// What an object carries, as a union shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attrs {
+    pub mode: u32,
+    pub owner: (u32, u32),
+    /// `None` for a time that no test has set.
+    pub mtime: Option<i64>,
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+/// An object that is no directory.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    pub what: What,
+    pub attrs: Attrs,
+    /// How many names it has in its layer.
+    pub links: u32,
+    /// Its inode number, 0 before it is on disk.
+    pub ino: u64,
+}
+
+/// What there is of it in its layer.
+#[derive(Clone, Debug)]
+pub enum What {
+    File(Vec<u8>),
+    /// With the mark that tells what it was copied from.
+    Copy(Vec<u8>),
+    /// With as many bytes as the file has that it is the metadata of, none of them its own.
+    Metacopy(Option<Way>, usize),
+    NullDevice,
     Symlink(String),
     Fifo,
-    Dir { meta: Meta, opaque: Opaque, entries: BTreeMap<N, Entry> },
+}
+
+#[derive(Clone, Debug)]
+pub enum Entry {
+    Leaf(usize),
+    Dir(Box<Dir>),
     Whiteout(Whiteout),
 }
 
-impl Layer {
-    /// Resolves a generated layer.
-    pub fn new(index: usize, generated: &Entries) -> Self {
-        let mut resolver = Resolver { index, files: Vec::new(), links: Vec::new() };
-        let entries = resolver.resolve(generated);
-        Self { entries, links: resolver.links }
+/// A directory of one layer.
+#[derive(Clone, Debug)]
+pub struct Dir {
+    pub attrs: Attrs,
+    pub below: Below,
+    pub entries: BTreeMap<N, Entry>,
+    pub ino: u64,
+}
+
+impl Attrs {
+    /// What the superuser, or whoever runs the tests, gets.
+    pub fn mine(mode: u32) -> Self {
+        Self { mode, owner: (me().uid, me().gid), mtime: None, xattrs: BTreeMap::new() }
     }
 
-    /// Makes the layer in an empty directory.
-    pub fn write(&self, root: &Path) {
-        write_entries(root, &self.entries, Opaque::No, &mut HashMap::new());
+    fn new(meta: &Meta) -> Self {
+        let mut attrs = Self::mine(meta.mode);
+        if privileged() {
+            attrs.owner = (meta.owner, meta.owner);
+        }
+        attrs.mtime = Some(meta.mtime);
+        if meta.xattr {
+            attrs.xattrs.insert("user.a".to_owned(), b"lower".to_vec());
+        }
+        attrs
     }
 }
 
-/// Numbers the files of a layer.
+impl Layer {
+    /// Resolves a generated layer; `redirects`: with those of directories.
+    pub fn new(index: usize, generated: &Entries, redirects: bool) -> Self {
+        let layer = Self { root: Attrs::mine(0o755), entries: BTreeMap::new(), leaves: Vec::new() };
+        let mut resolver = Resolver { index, redirects, layer };
+        let mut entries = resolver.resolve(generated);
+        hide_sources(&mut entries);
+        Self { entries, ..resolver.layer }
+    }
+}
+
+/// Numbers the leaves of a layer.
 struct Resolver {
     index: usize,
-    files: Vec<Entry>,
-    links: Vec<u32>,
+    redirects: bool,
+    layer: Layer,
 }
 
 impl Resolver {
@@ -123,168 +210,79 @@ impl Resolver {
                 continue;
             }
             let entry = match node {
-                Node::File(meta, length) => self.file(*meta, *length),
-                Node::Link(_) if self.files.is_empty() => self.file(PLAIN_META, 20),
-                Node::Link(which) => {
-                    let number = which % self.files.len();
-                    self.links[number] += 1;
-                    self.files[number].clone()
-                }
-                Node::Symlink(target) => Entry::Symlink(format!("target-{target}")),
-                Node::Fifo => Entry::Fifo,
-                Node::Dir(meta, opaque, inner) => {
-                    let meta = Meta { mode: dir_mode(meta.mode), ..*meta };
-                    Entry::Dir { meta, opaque: *opaque, entries: self.resolve(inner) }
-                }
+                Node::Link(which) => self.link(*which),
                 Node::Whiteout(form) => Entry::Whiteout(*form),
+                Node::Dir(meta, below, inner) => {
+                    let attrs = Attrs::new(&Meta { mode: dir_mode(meta.mode), ..*meta });
+                    let below = match below {
+                        Below::Moved(_) if !self.redirects => Below::Shows,
+                        below => below.clone(),
+                    };
+                    Entry::Dir(Box::new(Dir { attrs, below, entries: self.resolve(inner), ino: 0 }))
+                }
+                Node::File(meta, length) => self.leaf(Attrs::new(meta), What::File(self.content(*length))),
+                Node::Copy(meta, length) => self.leaf(Attrs::new(meta), What::Copy(self.content(*length))),
+                Node::Metacopy(meta, way) => self.leaf(Attrs::new(meta), What::Metacopy(way.clone(), 30)),
+                Node::Symlink(target) => self.leaf(Attrs::mine(0o777), What::Symlink(format!("target-{target}"))),
+                Node::Fifo => self.leaf(Attrs::mine(0o640), What::Fifo),
+                Node::NullDevice => self.leaf(Attrs::mine(0o600), What::NullDevice),
             };
             entries.insert(*name, entry);
         }
         entries
     }
 
-    fn file(&mut self, meta: Meta, length: usize) -> Entry {
-        let number = self.files.len();
-        let content = format!("layer {} file {number};", self.index).into_bytes();
-        let content = content.into_iter().cycle().take(length).collect();
-        self.files.push(Entry::File { number, meta, content });
-        self.links.push(1);
-        self.files[number].clone()
+    fn leaf(&mut self, attrs: Attrs, what: What) -> Entry {
+        self.layer.leaves.push(Leaf { what, attrs, links: 1, ino: 0 });
+        Entry::Leaf(self.layer.leaves.len() - 1)
     }
-}
 
-fn write_entries(dir: &Path, entries: &BTreeMap<N, Entry>, opaque: Opaque, files: &mut HashMap<usize, PathBuf>) {
-    for (name, entry) in entries {
-        let path = dir.join(name.text());
-        match entry {
-            Entry::File { number, meta, content } => match files.get(number) {
-                Some(first) => std::fs::hard_link(first, &path).unwrap(),
-                None => {
-                    std::fs::write(&path, content).unwrap();
-                    write_meta(&path, meta);
-                    files.insert(*number, path);
-                }
-            },
-            Entry::Symlink(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
-            Entry::Fifo => {
-                nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-                set_mode(&path, 0o640);
-            }
-            Entry::Dir { meta, opaque, entries } => {
-                std::fs::create_dir(&path).unwrap();
-                write_entries(&path, entries, *opaque, files);
-                write_opaque(&path, *opaque);
-                write_meta(&path, meta);
-            }
-            Entry::Whiteout(form) => write_whiteout(dir, name.text(), *form, opaque),
+    fn link(&mut self, which: usize) -> Entry {
+        let is_file = |leaf: &Leaf| matches!(leaf.what, What::File(_));
+        let files: Vec<_> = (0..self.layer.leaves.len()).filter(|n| is_file(&self.layer.leaves[*n])).collect();
+        if files.is_empty() {
+            return self.leaf(Attrs::new(&PLAIN_META), What::File(self.content(20)));
         }
+        let number = files[which % files.len()];
+        self.layer.leaves[number].links += 1;
+        Entry::Leaf(number)
+    }
+
+    fn content(&self, length: usize) -> Vec<u8> {
+        let text = format!("layer {} file {};", self.index, self.layer.leaves.len());
+        text.into_bytes().into_iter().cycle().take(length).collect()
     }
 }
 
-fn write_meta(path: &Path, meta: &Meta) {
-    if privileged() {
-        std::os::unix::fs::chown(path, Some(meta.owner), Some(meta.owner)).unwrap();
+/// What a directory was moved from does not show at its old place too: as a rename leaves it, a whiteout is there.
+fn hide_sources(root: &mut BTreeMap<N, Entry>) {
+    let mut elsewhere = Vec::new();
+    hide_siblings(root, &mut elsewhere);
+    elsewhere.iter().for_each(|path| hide(root, path));
+}
+
+fn hide(entries: &mut BTreeMap<N, Entry>, path: &[N]) {
+    let Some((name, rest)) = path.split_first() else { return };
+    if rest.is_empty() {
+        entries.entry(*name).or_insert(Entry::Whiteout(Whiteout::Device));
+    } else if let Some(Entry::Dir(dir)) = entries.get_mut(name) {
+        hide(&mut dir.entries, rest);
     }
-    set_mode(path, meta.mode);
-    if meta.xattr {
-        set_xattr(path, "user.a", b"lower").unwrap();
-    }
-    set_times(path, meta.mtime, NSEC.into());
 }
 
-fn write_opaque(dir: &Path, opaque: Opaque) {
-    let name = match opaque {
-        Opaque::No => return,
-        Opaque::Trusted if privileged() => "trusted.overlay.opaque",
-        Opaque::Trusted | Opaque::User => "user.overlay.opaque",
-        Opaque::FuseOverlayfs => "user.fuseoverlayfs.opaque",
-        Opaque::DotFile => return std::fs::write(dir.join(".wh..wh..opq"), "").unwrap(),
-    };
-    set_xattr(dir, name, b"y").unwrap();
-}
-
-fn write_whiteout(dir: &Path, name: &str, form: Whiteout, opaque: Opaque) {
-    let namespace = match form {
-        Whiteout::Device => return make_whiteout(&dir.join(name)),
-        Whiteout::DotFile => return std::fs::write(dir.join(format!(".wh.{name}")), "").unwrap(),
-        // The attribute that announces them can't also say that the directory is opaque.
-        _ if [Opaque::Trusted, Opaque::User].contains(&opaque) => return make_whiteout(&dir.join(name)),
-        Whiteout::Trusted if privileged() => "trusted",
-        Whiteout::Trusted | Whiteout::User => "user",
-    };
-    std::fs::write(dir.join(name), "").unwrap();
-    set_xattr(&dir.join(name), &format!("{namespace}.overlay.whiteout"), b"y").unwrap();
-    set_xattr(dir, &format!("{namespace}.overlay.opaque"), b"x").unwrap();
-}
-
-/// The tree that a union of the layers shows, the top one first.
-pub fn merge(layers: &[Layer]) -> Tree {
-    let owner = (me().uid, me().gid);
-    let root = Object::new(Kind::Dir(BTreeMap::new()), 0o755, owner);
-    let mut merge = Merge { tree: Tree::new(root), layers, files: HashMap::new(), owner };
-    let roots = layers.iter().enumerate().map(|(index, layer)| (index, &layer.entries)).collect();
-    let entries = merge.entries(roots);
-    merge.tree.objects[ROOT].kind = Kind::Dir(entries);
-    merge.tree
-}
-
-struct Merge<'l> {
-    tree: Tree,
-    layers: &'l [Layer],
-    files: HashMap<(usize, usize), Id>,
-    owner: (u32, u32),
-}
-
-impl<'l> Merge<'l> {
-    /// The entries of the directories that merge, the top one first.
-    fn entries(&mut self, stack: Vec<(usize, &'l BTreeMap<N, Entry>)>) -> BTreeMap<&'static str, Id> {
-        let mut names: Vec<N> = stack.iter().flat_map(|(_, entries)| entries.keys().copied()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut merged = BTreeMap::new();
-        for name in names {
-            let mut below = stack.iter().filter_map(|(layer, entries)| Some((*layer, entries.get(&name)?)));
-            let Some((layer, top)) = below.next() else { continue };
-            let id = match top {
-                Entry::Whiteout(_) => continue,
-                Entry::File { number, meta, content } => self.file(layer, *number, meta, content),
-                Entry::Symlink(target) => self.tree.add(Object::new(Kind::Symlink(target.clone()), 0o777, self.owner)),
-                Entry::Fifo => self.tree.add(Object::new(Kind::Fifo, 0o640, self.owner)),
-                Entry::Dir { meta, opaque, entries } => {
-                    let mut inner = vec![(layer, entries)];
-                    let mut cut = *opaque != Opaque::No;
-                    while let (false, Some((layer, Entry::Dir { opaque, entries, .. }))) = (cut, below.next()) {
-                        inner.push((layer, entries));
-                        cut = *opaque != Opaque::No;
-                    }
-                    let id = self.add(Kind::Dir(BTreeMap::new()), meta);
-                    let entries = self.entries(inner);
-                    self.tree.objects[id].kind = Kind::Dir(entries);
-                    id
-                }
-            };
-            merged.insert(name.text(), id);
+/// Hides what was renamed within its directory, and collects the paths of what came from elsewhere.
+fn hide_siblings(entries: &mut BTreeMap<N, Entry>, elsewhere: &mut Vec<Vec<N>>) {
+    let mut here = Vec::new();
+    for entry in entries.values_mut() {
+        let Entry::Dir(dir) = entry else { continue };
+        match &dir.below {
+            Below::Moved(Way::Sibling(source)) => here.push(*source),
+            Below::Moved(Way::Path(path)) => elsewhere.push(path.clone()),
+            Below::Shows | Below::Hidden(_) => {}
         }
-        merged
+        hide_siblings(&mut dir.entries, elsewhere);
     }
-
-    fn file(&mut self, layer: usize, number: usize, meta: &Meta, content: &[u8]) -> Id {
-        if let Some(id) = self.files.get(&(layer, number)) {
-            return *id;
-        }
-        let id = self.add(Kind::File(content.to_owned()), meta);
-        self.tree.objects[id].nlink = self.layers[layer].links[number];
-        self.files.insert((layer, number), id);
-        id
-    }
-
-    fn add(&mut self, kind: Kind, meta: &Meta) -> Id {
-        let owner = if privileged() { (meta.owner, meta.owner) } else { self.owner };
-        let mut object = Object::new(kind, meta.mode, owner);
-        object.mtime = Some(meta.mtime);
-        if meta.xattr {
-            object.xattrs.insert("user.a".to_owned(), b"lower".to_vec());
-        }
-        self.tree.add(object)
+    for source in here {
+        entries.entry(source).or_insert(Entry::Whiteout(Whiteout::Device));
     }
 }

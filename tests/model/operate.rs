@@ -2,14 +2,14 @@
 
 use layerfs::error::Result as OpResult;
 use layerfs::union::{Attr, Caller, RenameFlags, SetAttr, SetTime, Time, Union};
-use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, S_IFIFO};
+use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, S_IFCHR, S_IFIFO};
 
 use super::compare::check_attr;
 use super::generators::{Op, Place, Subject, X};
 use super::harness::{Checked, Run};
 use super::layers::{NSEC, dir_mode};
 use super::reference::{Id, Kind, Object, Outcome, RenameKind, Tree};
-use crate::fixture::{EXCHANGE, NOREPLACE, PLAIN, mark, me, name, privileged, write_all, xname};
+use crate::fixture::{EXCHANGE, NOREPLACE, PLAIN, WHITEOUT, mark, me, name, privileged, write_all, xname};
 
 impl Run {
     /// Does what `op` says, the `step`-th of its sequence.
@@ -28,6 +28,10 @@ impl Run {
                 let make = |union: &Union, dir, name: &_| union.mknod(&me(), dir, name, S_IFIFO | 0o640, 0);
                 self.make(at, made(Kind::Fifo, 0o640), make)
             }
+            Op::Device { at } => {
+                let make = |union: &Union, dir, name: &_| union.mknod(&me(), dir, name, S_IFCHR | 0o640, 0);
+                self.make(at, made(Kind::NullDevice, 0o640), make)
+            }
             Op::Symlink { at, target } => {
                 let target = format!("new-{target}");
                 let object = Object { mode: 0o777, ..made(Kind::Symlink(target.clone()), 0o777) };
@@ -37,11 +41,12 @@ impl Run {
             Op::Unlink { at } => self.remove(at, Tree::unlink, Union::unlink),
             Op::Rmdir { at } => self.remove(at, Tree::rmdir, Union::rmdir),
             Op::Rename { from, to, kind } => self.rename(from, to, kind),
-            Op::Write { .. } | Op::Resize { .. } | Op::Punch { .. } => self.change_content(step, op),
+            Op::Write { .. } | Op::Resize { .. } => self.change_content(step, op),
+            Op::Punch { .. } | Op::Allocate { .. } => self.change_blocks(op),
             Op::CopyRange { from, to, offset, length } => self.copy_range(from, to, offset, length),
             Op::Chmod { .. } | Op::Chown { .. } | Op::Times { .. } => self.change_attributes(op),
             Op::SetXattr { .. } | Op::RemoveXattr { .. } => self.change_xattrs(op),
-            Op::Hold { .. } | Op::Release { .. } | Op::Remount => Ok(()),
+            Op::Hold { .. } | Op::Release { .. } | Op::Remount | Op::Crash { .. } | Op::AddLayer => Ok(()),
         }
     }
 
@@ -87,6 +92,7 @@ impl Run {
             RenameKind::Plain => PLAIN,
             RenameKind::NoReplace => NOREPLACE,
             RenameKind::Exchange => EXCHANGE,
+            RenameKind::Whiteout => WHITEOUT,
         };
         let real = union.rename(from_dir.ino, &name(from.name), to_dir.ino, &name(to.name), flags);
         let model = tree.rename((from.dir.id, from.name), (to.dir.id, to.name), kind);
@@ -94,7 +100,7 @@ impl Run {
     }
 
     fn change_content(&mut self, step: usize, op: &Op) -> Checked {
-        let (Op::Write { to: of, .. } | Op::Resize { of, .. } | Op::Punch { of, .. }) = op else { return Ok(()) };
+        let (Op::Write { to: of, .. } | Op::Resize { of, .. }) = op else { return Ok(()) };
         let target = self.target(*of);
         let (union, view, tree) = self.both()?;
         let reached = target.reach(view)?;
@@ -112,13 +118,24 @@ impl Run {
                 let real = union.setattr(&me(), reached.ino, &change);
                 agree(tree.resize(target.id, size), real).map(drop)
             }
-            Op::Punch { offset, length, .. } if is_file => {
-                let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-                let real = union.fallocate(reached.ino, mode, offset as u64, length as u64);
-                agree(tree.punch(target.id, offset, length), real).map(drop)
-            }
             _ => Ok(()),
         }
+    }
+
+    /// `fallocate`; the kernel asks for files only.
+    fn change_blocks(&mut self, op: &Op) -> Checked {
+        let (Op::Punch { of, offset, length } | Op::Allocate { of, offset, length }) = *op else { return Ok(()) };
+        let target = self.target(of);
+        let (union, view, tree) = self.both()?;
+        if !matches!(tree.object(target.id).kind, Kind::File(_)) {
+            return Ok(());
+        }
+        let reached = target.reach(view)?;
+        let (mode, model) = match op {
+            Op::Punch { .. } => (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, tree.punch(target.id, offset, length)),
+            _ => (0, tree.allocate(target.id, offset, length)),
+        };
+        agree(model, union.fallocate(reached.ino, mode, offset as u64, length as u64)).map(drop)
     }
 
     /// Between two files, from the middle of the one to `offset` of the other.
@@ -180,10 +197,14 @@ impl Run {
             X::Trusted if privileged() => "trusted.x".to_owned(),
             X::Trusted => return Ok(()),
             X::Mark => mark("redirect"),
+            X::ForeignMark => "user.fuseoverlayfs.opaque".to_owned(),
         };
         let target = self.target(*of);
         let (union, view, tree) = self.both()?;
-        if tree.object(target.id).is_removed_dir() {
+        let object = tree.object(target.id);
+        // The kernel itself refuses an attribute of the user's on a device; it is stored as a file that could have one.
+        let refused = object.kind == Kind::NullDevice && attribute.starts_with("user.");
+        if object.is_removed_dir() || refused {
             return Ok(());
         }
         let reached = target.reach(view)?;

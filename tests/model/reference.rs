@@ -31,7 +31,7 @@ fn both(one: Outcome<()>, other: Outcome<()>) -> Outcome<()> {
     }
 }
 
-/// A file, directory, symlink or fifo.
+/// A file, directory, symlink, fifo or device.
 #[derive(Clone, Debug)]
 pub struct Object {
     pub kind: Kind,
@@ -46,11 +46,13 @@ pub struct Object {
 }
 
 /// What an object is, with what only that kind has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     File(Vec<u8>),
     Symlink(String),
     Fifo,
+    /// A character device 0:0.
+    NullDevice,
     Dir(BTreeMap<&'static str, Id>),
 }
 
@@ -60,6 +62,8 @@ pub enum RenameKind {
     Plain,
     NoReplace,
     Exchange,
+    /// Leaves a device 0:0 at the old name.
+    Whiteout,
 }
 
 impl Object {
@@ -86,12 +90,14 @@ impl Object {
 #[derive(Clone, Debug)]
 pub struct Tree {
     pub objects: Vec<Object>,
+    /// Who owns what the union makes on its own account.
+    daemon: (u32, u32),
 }
 
 impl Tree {
-    /// A tree with a root only.
+    /// A tree with a root only, which the user has that runs the union.
     pub fn new(root: Object) -> Self {
-        Self { objects: vec![root] }
+        Self { daemon: (root.uid, root.gid), objects: vec![root] }
     }
 
     pub fn object(&self, id: Id) -> &Object {
@@ -232,8 +238,15 @@ impl Tree {
         }
         self.change(from.0).remove(from.1);
         self.change(to.0).insert(to.1, source);
-        if let (RenameKind::Exchange, Some(target)) = (kind, target) {
-            self.change(from.0).insert(from.1, target);
+        match (kind, target) {
+            (RenameKind::Exchange, Some(target)) => {
+                self.change(from.0).insert(from.1, target);
+            }
+            (RenameKind::Whiteout, _) => {
+                let device = self.add(Object::new(Kind::NullDevice, 0, self.daemon));
+                self.change(from.0).insert(from.1, device);
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -279,6 +292,14 @@ impl Tree {
         if offset < end {
             content[offset..end].fill(0);
         }
+        self.objects[id].mtime = None;
+        Ok(())
+    }
+
+    /// `fallocate` as it is by default.
+    pub fn allocate(&mut self, id: Id, offset: usize, length: usize) -> Outcome<()> {
+        let content = self.content(id)?;
+        content.resize(content.len().max(offset + length), 0);
         self.objects[id].mtime = None;
         Ok(())
     }

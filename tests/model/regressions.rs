@@ -2,17 +2,27 @@
 
 use super::generators::Op::*;
 use super::generators::Place::{Existing, In};
-use super::generators::Subject::{Dir, File};
+use super::generators::Subject::{Any, Dir, File};
 use super::generators::{Case, Op};
 use super::harness::run;
 use super::layers::N::{A, B, C};
-use super::layers::{Entries, Meta, Node, Opaque, PLAIN_META, Whiteout};
+use super::layers::{Below, Entries, Meta, Node, PLAIN_META, Way, Whiteout};
 use super::reference::RenameKind;
 
 /// The sequence with and without a cache, with and without a memory.
 fn holds(upper: Entries, lowers: Vec<Entries>, ops: &[Op]) {
+    holds_with(false, upper, lowers, ops);
+}
+
+/// As [`holds`], where the marks of files in lowers count.
+fn holds_trusted(upper: Entries, lowers: Vec<Entries>, ops: &[Op]) {
+    holds_with(true, upper, lowers, ops);
+}
+
+fn holds_with(trusted: bool, upper: Entries, lowers: Vec<Entries>, ops: &[Op]) {
     for (remember, cache) in [(false, 0), (true, 0), (false, 1000), (true, 1000)] {
-        let case = Case { upper: upper.clone(), lowers: lowers.clone(), remember, cache, ops: ops.to_vec() };
+        let (upper, lowers, ops) = (upper.clone(), lowers.clone(), ops.to_vec());
+        let case = Case { upper, lowers, trusted, remember, cache, ops };
         run(&case).unwrap_or_else(|e| panic!("remember {remember}, cache {cache}: {e}"));
     }
 }
@@ -22,7 +32,7 @@ fn file() -> Node {
 }
 
 fn dir(entries: Entries) -> Node {
-    Node::Dir(Meta { mode: 0o755, ..PLAIN_META }, Opaque::No, entries)
+    Node::Dir(Meta { mode: 0o755, ..PLAIN_META }, Below::Shows, entries)
 }
 
 /// No failure, but the shortest way through every part of the harness.
@@ -36,9 +46,14 @@ fn a_sequence_of_everything() {
         Write { to: File(0), offset: 5, length: 20 },
         Unlink { at: Existing(0) },
         Remount,
+        Device { at: In(Dir(0), C) },
+        Crash { midway: true },
+        AddLayer,
+        Rename { from: Existing(0), to: In(Dir(0), A), kind: RenameKind::Whiteout },
         Release { which: 0 },
     ];
-    holds(vec![], lowers, &ops);
+    holds(vec![], lowers.clone(), &ops);
+    holds_trusted(vec![], lowers, &ops);
 }
 
 #[test]
@@ -73,4 +88,46 @@ fn a_directory_that_became_opaque_showed_its_xattr_whiteouts() {
     let ops =
         [Unlink { at: Existing(1) }, Rename { from: Existing(0), to: In(Dir(0), C), kind: RenameKind::Plain }, Remount];
     holds(upper, vec![vec![(C, file())]], &ops);
+}
+
+#[test]
+fn a_device_of_a_trusted_layer_was_listed_and_copied_as_a_file() {
+    let ops = [Chmod { of: Any(2), mode: 0o600 }, Remount];
+    holds_trusted(vec![], vec![vec![(A, dir(vec![(A, Node::NullDevice)]))]], &ops);
+}
+
+#[test]
+fn a_device_at_a_new_name_was_listed_as_a_file() {
+    let ops = [
+        Mkdir { at: In(Dir(0), A), mode: 0o755 },
+        Device { at: In(Dir(0), B) },
+        Link { of: Any(2), at: In(Dir(1), A) },
+        Rename { from: Existing(1), to: In(Dir(1), B), kind: RenameKind::Plain },
+        Remount,
+    ];
+    holds(vec![], vec![vec![(C, file())]], &ops);
+}
+
+#[test]
+fn a_metadata_copy_in_a_trusted_layer_lost_its_data_at_copy_up() {
+    let lowers = vec![vec![(A, dir(vec![(A, Node::Metacopy(PLAIN_META, None))]))], vec![(A, dir(vec![(A, file())]))]];
+    holds_trusted(vec![], lowers, &[Chmod { of: File(0), mode: 0o600 }, Remount]);
+}
+
+#[test]
+fn a_redirect_of_a_lower_was_ignored_where_no_layer_below_has_its_directory() {
+    let moved = |way, entries| Node::Dir(Meta { mode: 0o755, ..PLAIN_META }, Below::Moved(way), entries);
+    let lowers = vec![vec![(A, dir(vec![(A, moved(Way::Path(vec![B]), vec![]))]))], vec![(B, dir(vec![(A, file())]))]];
+    holds(vec![], lowers, &[Chmod { of: File(0), mode: 0o600 }, Remount]);
+}
+
+#[test]
+fn a_layer_in_which_a_directory_was_moved_showed_it_empty() {
+    let lowers = vec![vec![(B, dir(vec![(A, dir(vec![(B, file())]))]))]];
+    let ops = [
+        Mkdir { at: In(Dir(0), A), mode: 0o755 },
+        Rename { from: Existing(2), to: In(Dir(1), A), kind: RenameKind::Plain },
+        AddLayer,
+    ];
+    holds(vec![], lowers, &ops);
 }

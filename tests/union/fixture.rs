@@ -139,9 +139,20 @@ impl Layers {
 
     /// The writable union of the layers, with options.
     pub fn open_with(&self, options: Options) -> View {
-        // As the daemon does: the callers' masks count, not the process's.
-        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-        View { union: Union::open(&self.spec(), options).unwrap() }
+        View::open(&self.spec(), options)
+    }
+
+    /// Makes upper the top lower; there is a new upper and work directory on it.
+    pub fn add_layer(&mut self) {
+        let lower = self.dir.path().join(format!("lower{}", self.lowers.len()));
+        let [upper, work] = ["upper", "work"].map(|name| self.dir.path().join(name));
+        std::fs::rename(&upper, &lower).unwrap();
+        std::fs::remove_dir_all(&work).unwrap();
+        self.lowers.insert(0, lower);
+        for layer in [upper, work] {
+            std::fs::create_dir(&layer).unwrap();
+            set_mode(&layer, 0o755);
+        }
     }
 
     /// The union of the lowers alone.
@@ -190,6 +201,13 @@ pub struct View {
 }
 
 impl View {
+    /// Opens a union.
+    pub fn open(spec: &StackSpec, options: Options) -> Self {
+        // As the daemon does: the callers' masks count, not the process's.
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        Self { union: Union::open(spec, options).unwrap() }
+    }
+
     /// Looks `path` up, component by component, and keeps all of them looked up.
     pub fn hold(&self, path: &str) -> Result<Held<'_>> {
         let mut held = Held { union: &self.union, counted: Vec::new(), attr: self.union.getattr(Union::ROOT)? };
