@@ -242,7 +242,7 @@ impl Union {
         let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
         let kind = if marks.device { FileKind::CharDevice } else { FileKind::from_mode(stat.mode)? };
         let data = if marks.metacopy && stat.size > 0 {
-            Some(self.find_data(view, dir, name, marks.redirect.as_ref())?)
+            Some(self.find_data(&view.lowers, dir, name, marks.redirect.as_ref())?)
         } else {
             None
         };
@@ -262,30 +262,30 @@ impl Union {
         Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data, indexed }))
     }
 
-    /// The lower file that has the data of a metadata copy.
+    /// The lower file that has the data of a metadata copy, which is in `dir`: of the directories that merge with that, in
+    /// the first of `parents` below it, unless a redirect says otherwise.
     fn find_data(
         &self,
-        view: &DirView,
+        parents: &[Arc<RealDir>],
         dir: &Arc<RealDir>,
         name: &Name,
         redirect: Option<&Redirect>,
     ) -> Result<LowerData> {
-        let below: Vec<_> = view.lowers.iter().filter(|l| l.layer > dir.layer).cloned().collect();
-        let (found, name) = match redirect {
-            None => (self.find_in_lowers(&below, name, false)?, name),
-            Some(Redirect::Sibling(name)) => (self.find_in_lowers(&below, name, false)?, name),
+        let below = || parents.iter().filter(|l| l.layer > dir.layer).cloned().collect();
+        let (parents, name): (Vec<_>, _) = match redirect {
+            None => (below(), name),
+            Some(Redirect::Sibling(name)) => (below(), name),
             Some(Redirect::Path(path)) => {
-                let last = path.last().ok_or(Errno::EIO)?;
-                (self.find_path(&self.lower_roots(dir.layer), path, false)?, last)
+                self.walk_to(&self.lower_roots(dir.layer), path)?.unwrap_or_else(|| (Vec::new(), name))
             }
         };
-        let InLowers::Other(dir, stat) = found else {
+        let InLowers::Other(dir, stat) = self.find_in_lowers(&parents, name, false)? else {
             log::error!("the data of {name}, which {:?} has the metadata of, is in no layer", dir.path());
             return Err(Errno::EIO);
         };
         let marks = self.stack.file_marks(&dir, name, &stat)?;
-        if marks.metacopy {
-            return self.find_data(view, &dir, name, marks.redirect.as_ref());
+        if marks.metacopy && stat.size > 0 {
+            return self.find_data(&parents, &dir, name, marks.redirect.as_ref());
         }
         if !stat.is_file() {
             return Err(Errno::EIO);
@@ -363,15 +363,23 @@ impl Union {
 
     /// Finds a path in the lower layers.
     pub(super) fn find_path(&self, roots: &[Arc<RealDir>], path: &[Name], dirs_only: bool) -> Result<InLowers> {
-        let Some((last, dirs)) = path.split_last() else { return Ok(InLowers::Absent) };
+        match self.walk_to(roots, path)? {
+            Some((parents, last)) => self.find_in_lowers(&parents, last, dirs_only),
+            None => Ok(InLowers::Absent),
+        }
+    }
+
+    /// The lower directories in which the last name of a path is to be found, if there are any.
+    fn walk_to<'p>(&self, roots: &[Arc<RealDir>], path: &'p [Name]) -> Result<Option<(Vec<Arc<RealDir>>, &'p Name)>> {
+        let Some((last, dirs)) = path.split_last() else { return Ok(None) };
         let mut parents = roots.to_vec();
         for name in dirs {
             match self.find_in_lowers(&parents, name, true)? {
                 InLowers::Dirs(dirs, _) => parents = dirs,
-                InLowers::Absent | InLowers::Other(..) => return Ok(InLowers::Absent),
+                InLowers::Absent | InLowers::Other(..) => return Ok(None),
             }
         }
-        self.find_in_lowers(&parents, last, dirs_only)
+        Ok(Some((parents, last)))
     }
 
     /// The lower object that an object of upper was copied from, if its mark holds: it exists and is of the same type.

@@ -284,6 +284,8 @@ impl Union {
     fn exchange(&self, a: &Held<'_>, b: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         self.mark_moved(a, from, to)?;
         self.mark_moved(b, to, from)?;
+        self.drop_dot_whiteout(a, from)?;
+        self.drop_dot_whiteout(b, to)?;
         let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));
         let moved = (dirs.0.as_ref(), dirs.1.as_ref());
         let places = ((&from.real, from.name), (&to.real, to.name));
@@ -334,6 +336,20 @@ impl Union {
         } else {
             Ok(())
         }
+    }
+
+    /// Takes away an AUFS whiteout beside a name that is there: it hides what is below from a directory that stands there
+    /// now, which is marked so itself instead, and would hide it from another one.
+    fn drop_dot_whiteout(&self, inode: &Held<'_>, at: &Side<'_>) -> Result<()> {
+        if !self.stack.has_dot_whiteout(&at.real, at.name)? {
+            return Ok(());
+        }
+        let upper = self.stack.upper()?;
+        if let Some(real) = inode.as_dir().and_then(|dir| dir.view().upper) {
+            self.drop_xattr_whiteouts(&real)?;
+            upper.set_mark(&self.stack.open_upper(&real)?, Mark::Opaque, b"y")?;
+        }
+        upper.remove_dot_whiteout(&self.stack.open_upper(&at.real)?, at.name)
     }
 
     /// Takes whiteouts in xattr form out of a directory of upper that becomes opaque: the mark that makes them whiteouts

@@ -5,8 +5,8 @@ use super::generators::Place::{Existing, In};
 use super::generators::Subject::{Any, Dir, File};
 use super::generators::{Case, Op};
 use super::harness::run;
-use super::layers::N::{A, B, C};
-use super::layers::{Below, Entries, Meta, Node, PLAIN_META, Way, Whiteout};
+use super::layers::N::{A, B, C, D};
+use super::layers::{Below, Entries, Meta, Node, Opaque, PLAIN_META, Way, Whiteout};
 use super::reference::RenameKind;
 
 /// The sequence with and without a cache, with and without a memory.
@@ -130,4 +130,23 @@ fn a_layer_in_which_a_directory_was_moved_showed_it_empty() {
         AddLayer,
     ];
     holds(vec![], lowers, &ops);
+}
+
+#[test]
+fn a_directory_was_exchanged_to_where_a_dot_whiteout_hides_what_is_below() {
+    let hidden = Node::Dir(Meta { mode: 0o755, ..PLAIN_META }, Below::Hidden(Opaque::Beside), vec![(A, file())]);
+    let lowers = vec![vec![(A, dir(vec![(B, file())])), (D, dir(vec![(C, file())]))]];
+    let ops = [Rename { from: Existing(0), to: Existing(1), kind: RenameKind::Exchange }, Remount];
+    holds(vec![(D, hidden)], lowers, &ops);
+}
+
+#[test]
+fn the_data_of_a_moved_metadata_copy_was_looked_for_beside_it_and_not_where_it_was() {
+    let metacopy = |way| Node::Metacopy(PLAIN_META, way);
+    let upper = vec![(A, metacopy(Some(Way::Path(vec![B, C])))), (B, dir(vec![(C, Node::Whiteout(Whiteout::Device))]))];
+    let lowers = vec![
+        vec![(B, dir(vec![(C, metacopy(None))]))],
+        vec![(B, dir(vec![(C, file())])), (C, Node::File(PLAIN_META, 11))],
+    ];
+    holds_trusted(upper, lowers, &[Chmod { of: File(0), mode: 0o600 }, Remount]);
 }
