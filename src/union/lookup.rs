@@ -80,6 +80,9 @@ pub(super) enum InLowers {
     Dirs(Vec<Arc<RealDir>>, Stat),
 }
 
+/// The directories in which the last name of a path is to be found, and that name.
+type Last<'p> = (Vec<Arc<RealDir>>, &'p Name);
+
 /// What one layer makes of a name.
 enum Probe {
     Absent,
@@ -272,7 +275,7 @@ impl Union {
         redirect: Option<&Redirect>,
     ) -> Result<LowerData> {
         let below = || parents.iter().filter(|l| l.layer > dir.layer).cloned().collect();
-        let (parents, name): (Vec<_>, _) = match redirect {
+        let (parents, name): Last<'_> = match redirect {
             None => (below(), name),
             Some(Redirect::Sibling(name)) => (below(), name),
             Some(Redirect::Path(path)) => {
@@ -370,7 +373,7 @@ impl Union {
     }
 
     /// The lower directories in which the last name of a path is to be found, if there are any.
-    fn walk_to<'p>(&self, roots: &[Arc<RealDir>], path: &'p [Name]) -> Result<Option<(Vec<Arc<RealDir>>, &'p Name)>> {
+    fn walk_to<'p>(&self, roots: &[Arc<RealDir>], path: &'p [Name]) -> Result<Option<Last<'p>>> {
         let Some((last, dirs)) = path.split_last() else { return Ok(None) };
         let mut parents = roots.to_vec();
         for name in dirs {

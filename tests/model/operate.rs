@@ -95,8 +95,18 @@ impl Run {
             RenameKind::Whiteout => WHITEOUT,
         };
         let real = union.rename(from_dir.ino, &name(from.name), to_dir.ino, &name(to.name), flags);
+        let made = tree.objects.len();
         let model = tree.rename((from.dir.id, from.name), (to.dir.id, to.name), kind);
-        agree(model, real).map(drop)
+        agree(model, real)?;
+        if tree.objects.len() > made && !privileged() {
+            // It has mode 0: whoever isn't privileged could not look at it on disk.
+            let attr = union.lookup(from_dir.ino, &name(from.name)).map_err(|e| format!("lookup fails with {e}"))?;
+            let change = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+            union.setattr(&me(), attr.ino, &change).map_err(|e| format!("chmod fails with {e}"))?;
+            union.forget(attr.ino, 1);
+            tree.objects[made].mode = 0o600;
+        }
+        Ok(())
     }
 
     fn change_content(&mut self, step: usize, op: &Op) -> Checked {
