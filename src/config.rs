@@ -73,8 +73,12 @@ enum Action {
     Set(MsFlags),
     /// Clears one.
     Clear(MsFlags),
-    /// True anyway, or meant for others.
+    /// True anyway.
     Nothing,
+    /// A note of mount(8) for itself, with or without a value: what follows from it comes as options of its own.
+    Others,
+    /// Changes the flags of a mount that is there.
+    Remount,
 }
 
 impl Action {
@@ -95,7 +99,7 @@ impl Action {
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 41] = [
+const OPTIONS: [(&str, Action); 55] = [
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
@@ -138,6 +142,21 @@ const OPTIONS: [(&str, Action); 41] = [
     ("nofail", Action::Nothing),
     ("_netdev", Action::Nothing),
     ("nouser", Action::Nothing),
+    ("user", Action::Others),
+    ("users", Action::Others),
+    ("owner", Action::Others),
+    ("group", Action::Others),
+    ("helper", Action::Others),
+    ("uhelper", Action::Others),
+    ("comment", Action::Others),
+    // Without meaning for FUSE, or what the kernel does anyway.
+    ("norelatime", Action::Nothing),
+    ("nostrictatime", Action::Clear(MsFlags::MS_STRICTATIME)),
+    ("loud", Action::Nothing),
+    ("silent", Action::Nothing),
+    ("nomand", Action::Nothing),
+    ("noiversion", Action::Nothing),
+    ("remount", Action::Remount),
 ];
 
 /// Options as they come in, before it is known whether they go together.
@@ -153,6 +172,7 @@ pub struct Settings {
     flags: MsFlags,
     allow_other: bool,
     threads: Option<usize>,
+    ignore_unknown: bool,
 }
 
 impl Default for Settings {
@@ -168,6 +188,7 @@ impl Default for Settings {
             flags: MsFlags::empty(),
             allow_other: false,
             threads: None,
+            ignore_unknown: false,
         }
     }
 }
@@ -186,6 +207,11 @@ impl Settings {
     /// Names the work directory.
     pub fn set_work(&mut self, path: &Path) -> Result<(), ConfigError> {
         put_once(&mut self.work, path, "work directory")
+    }
+
+    /// From now on, options that are unknown mean nothing.
+    pub fn ignore_unknown(&mut self) {
+        self.ignore_unknown = true;
     }
 
     /// Takes a list as it follows `-o`: `NAME` or `NAME=VALUE`, between commas. A backslash takes the meaning from the
@@ -212,9 +238,13 @@ impl Settings {
             return Ok(());
         }
         let Some((name, action)) = OPTIONS.iter().find(|(known, _)| OsStr::new(known) == name) else {
+            if self.ignore_unknown {
+                return Ok(());
+            }
             return wrong(format!("unknown mount option \"{}\": did you mean \"{}\"?", name.display(), nearest(name)));
         };
         match value {
+            _ if *action == Action::Others => Ok(()),
             None if action.takes_value() => wrong(format!("the option {name} needs a value: {name}=...")),
             Some(_) if !action.takes_value() => wrong(format!("the option {name} takes no value")),
             _ => self.apply(name, *action, value.unwrap_or_default()),
@@ -242,7 +272,10 @@ impl Settings {
             Action::AllowOther => self.allow_other = true,
             Action::Set(flag) => self.flags.insert(flag),
             Action::Clear(flag) => self.flags.remove(flag),
-            Action::Nothing => {}
+            Action::Remount => {
+                return wrong("a mount's flags are changed without its helper: mount -i -o remount,... DIR".to_owned());
+            }
+            Action::Nothing | Action::Others => {}
         }
         Ok(())
     }
@@ -299,10 +332,10 @@ impl Settings {
     }
 }
 
-/// Options of fstab that mount(8), systemd and others keep notes in.
+/// Options of fstab that systemd and others keep notes in.
 fn is_for_others(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    name.starts_with(b"x-") || name.starts_with(b"X-") || name == b"comment"
+    name.starts_with(b"x-") || name.starts_with(b"X-")
 }
 
 fn put_once(place: &mut Option<PathBuf>, path: &Path, what: &str) -> Result<(), ConfigError> {
@@ -388,7 +421,8 @@ fn unescape(text: &[u8]) -> PathBuf {
 /// The known option whose name takes the fewest changes to get to.
 fn nearest(name: &OsStr) -> &'static str {
     let distance = |known: &str| edit_distance(name.as_bytes(), known.as_bytes());
-    OPTIONS.iter().map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
+    let ours = OPTIONS.iter().filter(|(_, action)| !matches!(action, Action::Others | Action::Remount));
+    ours.map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
 }
 
 /// How many bytes have to be inserted, removed or replaced to turn one name into the other.

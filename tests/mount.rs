@@ -7,6 +7,8 @@ mod copy_up;
 mod deep;
 #[path = "mount/durability.rs"]
 mod durability;
+#[path = "mount/helper.rs"]
+mod helper;
 #[path = "mount/identity.rs"]
 mod identity;
 #[path = "mount/interop.rs"]
@@ -40,6 +42,7 @@ fn main() {
         limits::tests(),
         durability::tests(),
         life::tests(),
+        helper::tests(),
     ];
     common::main(lists.into_iter().flatten().collect());
 }

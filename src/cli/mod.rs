@@ -1,5 +1,6 @@
 //! The command line.
 
+mod helper;
 mod mount;
 mod stats;
 mod umount;
@@ -7,7 +8,7 @@ mod umount;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Shows a stack of directories as one: read-only lower layers under a writable upper one.
 ///
@@ -23,7 +24,10 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   layerfs mount --lower base --upper changes merged
   layerfs stats merged
-  layerfs umount merged";
+  layerfs umount merged
+
+As mount(8) calls it:
+  layerfs SOURCE MOUNTPOINT -o lowerdir=base,upperdir=changes";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -35,9 +39,16 @@ enum Command {
 
 /// Runs the program with its arguments, its name the first, and returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if helper::is_meant(&arguments, |word| Cli::command().find_subcommand(word).is_some()) {
+        return helper::run(&arguments);
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(e) => return complain(&e),
+        Err(e) => {
+            print(&e);
+            return u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
     };
     let result = match cli.command {
         Command::Mount(args) => mount::run(&args),
@@ -51,16 +62,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Prints what clap has to say: help and version to stdout, complaints to stderr.
-fn complain(e: &clap::Error) -> ExitCode {
+fn print(e: &clap::Error) {
     // When the output is closed there is nobody to tell.
     let _unheard = e.print();
-    u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -90,6 +90,22 @@ fn the_last_of_two_opposites_wins() {
 }
 
 #[test]
+fn notes_of_mount_change_nothing() {
+    let notes = "user,user=me,users,owner,group,uhelper=x,helper=y,comment=z,x-a=b,X-c,_netdev,nofail,noauto,loud";
+    let config = config(&format!("lowerdir=/a,upperdir=/u,nosuid,{notes}")).unwrap();
+    assert_eq!(config.mount.flags, MsFlags::MS_NOSUID);
+    assert!(complaint("lowerdir=/a,remount,ro").contains("mount -i"));
+}
+
+#[test]
+fn what_is_unknown_can_be_ignored() {
+    let mut settings = Settings::default();
+    settings.ignore_unknown();
+    assert!(settings.set_list(OsStr::new("strange,odd=1,lowerdir=/a")).is_ok());
+    assert!(settings.set_list(OsStr::new("timeout=soon")).is_err());
+}
+
+#[test]
 fn an_unknown_option_is_told_with_the_nearest() {
     for (typed, nearest) in [("lowrdir=/a", "lowerdir"), ("upper=/u", "upperdir"), ("readirect_dir=on", "redirect_dir")]
     {

@@ -235,9 +235,17 @@ impl Mount {
 
     #[track_caller]
     fn attempt_in(directory: &Path, arguments: &[OsString], point: &Path) -> Result<Mount, Ended> {
+        let mut command = Command::new(layerfs_binary());
+        command.arg("mount").args(arguments).arg(point).current_dir(directory);
+        Mount::attempt_by(command, point)
+    }
+
+    /// Like [`Mount::attempt`] by another command, which takes `-o OPTIONS` as its last words.
+    #[track_caller]
+    pub fn attempt_by(mut command: Command, point: &Path) -> Result<Mount, Ended> {
         let mut mount = Mount::announce(point);
-        let mut command = mount.command(arguments);
-        match try_run(command.current_dir(directory), COMMAND_LIMIT) {
+        mount.mark(&mut command);
+        match try_run(&mut command, COMMAND_LIMIT) {
             Err(fault) => panic!("{fault}; then: {:?}", mount.end()),
             Ok(ended) if ended.status.success() => {
                 let quiet = ended.stdout.is_empty() && ended.stderr.is_empty();
@@ -257,8 +265,9 @@ impl Mount {
     #[track_caller]
     pub fn start_foreground(arguments: &[OsString], point: &Path) -> Mount {
         let mut mount = Mount::announce(point);
-        let mut command = mount.command(arguments);
-        command.arg("-f").stdin(Stdio::null());
+        let mut command = Command::new(layerfs_binary());
+        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]).stdin(Stdio::null());
+        mount.mark(&mut command);
         mount.foreground = Some(command.spawn().expect("layerfs"));
         assert!(
             eventually(20, || mounted_on(point).is_some_and(|m| m.kind.starts_with("fuse"))),
@@ -278,13 +287,12 @@ impl Mount {
         mount
     }
 
-    fn command(&self, arguments: &[OsString]) -> Command {
-        let mut command = Command::new(layerfs_binary());
-        command.arg("mount").args(arguments).arg(&self.point).env(MARK, &self.mark);
+    /// Adds what every mount of the tests has: the mark of its daemon, and the options of this run.
+    fn mark(&self, command: &mut Command) {
+        command.env(MARK, &self.mark);
         if let Some(options) = std::env::var_os(OPTIONS) {
             command.arg("-o").arg(options);
         }
-        command
     }
 
     /// The process that serves the mount.
