@@ -220,11 +220,14 @@ impl Filesystem for Adapter {
         self.entry(reply, call("link", || self.union.link(ino.0, newparent.0, &convert::name(newname)?)));
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.granted.no_open {
-            reply.error(FuseErrno::ENOSYS);
-        } else {
-            reply.opened(NO_HANDLE, FopenFlags::empty());
+            return reply.error(FuseErrno::ENOSYS);
+        }
+        let (write, truncate) = convert::opened_for(flags);
+        match call("open", || self.union.open_file(&convert::caller(req, 0), ino.0, write, truncate)) {
+            Ok(()) => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            Err(e) => reply.error(e),
         }
     }
 

@@ -16,8 +16,8 @@ enum When {
 }
 
 /// The table. Left out on purpose, because fuser 0.18 does not honour them: SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP,
-/// ALLOW_IDMAP, HAS_INODE_DAX, SUBMOUNTS, OVER_IO_URING, HAS_RESEND, REQUEST_TIMEOUT. ATOMIC_O_TRUNC is off so that
-/// truncation comes as a SETATTR under NO_OPEN. Locks are left to the kernel: no POSIX_LOCKS, no FLOCK_LOCKS.
+/// ALLOW_IDMAP, HAS_INODE_DAX, SUBMOUNTS, OVER_IO_URING, HAS_RESEND, REQUEST_TIMEOUT. Locks are left to the
+/// kernel: no POSIX_LOCKS, no FLOCK_LOCKS.
 const WANTED: &[(InitFlags, When)] = &[
     // Requests of one file and lookups in one directory run side by side.
     (InitFlags::FUSE_ASYNC_DIO, When::Always),
@@ -38,6 +38,8 @@ const WANTED: &[(InitFlags, When)] = &[
     (InitFlags::FUSE_CACHE_SYMLINKS, When::LayersAreOurs),
     // Small writes are gathered in the page cache.
     (InitFlags::FUSE_WRITEBACK_CACHE, When::LayersAreOurs),
+    // An OPEN says that it truncates, so that nothing is copied up first. Under NO_OPEN truncation has to be a SETATTR.
+    (InitFlags::FUSE_ATOMIC_O_TRUNC, When::LayersChange),
     // A changed size or time drops cached pages.
     (InitFlags::FUSE_AUTO_INVAL_DATA, When::LayersChange),
 ];

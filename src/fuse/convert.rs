@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
 
 use crate::error::{Errno, Result};
 use crate::name::Name;
@@ -20,6 +20,11 @@ pub(super) fn xattr_name(name: &OsStr) -> Result<CString> {
 
 pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask }
+}
+
+/// Whether a file is opened for writing, and whether it is emptied.
+pub(super) fn opened_for(flags: OpenFlags) -> (bool, bool) {
+    (flags.acc_mode() != OpenAccMode::O_RDONLY, flags.0 & libc::O_TRUNC != 0)
 }
 
 pub(super) fn file_type(kind: FileKind) -> FileType {

@@ -15,9 +15,23 @@ use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
-use crate::union::{FileKind, StatFs, Time, Union};
+use crate::union::{Caller, FileKind, SetAttr, StatFs, Time, Union};
 
 impl Union {
+    /// Opens a file where the kernel asks for each opening: for writing it is copied up now, as the kernel's overlay does, and
+    /// emptied first if `truncate` says so.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no data; `EROFS` without an upper; whatever the copy fails with.
+    pub fn open_file(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Result<()> {
+        self.counters.count(Op::Open);
+        let inode = self.regular(ino)?;
+        if truncate {
+            self.setattr(caller, ino, &SetAttr { size: Some(0), ..SetAttr::default() })?;
+        }
+        if write { self.ensure_upper(&inode, CopyUp::Whole) } else { Ok(()) }
+    }
+
     /// Reads from an offset until the buffer is full or the file ends; returns how many bytes.
     ///
     /// # Errors

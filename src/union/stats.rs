@@ -80,6 +80,7 @@ pub(super) enum Op {
     Unlink,
     Rmdir,
     Rename,
+    Open,
     Read,
     Write,
     Fsync,
@@ -96,7 +97,7 @@ pub(super) enum Op {
     Removexattr,
 }
 
-const OP_NAMES: [&str; 27] = [
+const OP_NAMES: [&str; 28] = [
     "lookup",
     "forget",
     "getattr",
@@ -110,6 +111,7 @@ const OP_NAMES: [&str; 27] = [
     "unlink",
     "rmdir",
     "rename",
+    "open",
     "read",
     "write",
     "fsync",

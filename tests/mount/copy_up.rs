@@ -9,13 +9,14 @@ use std::process::Command;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::stat::SFlag;
 use nix::sys::time::TimeSpec;
 
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::find_program;
-use crate::common::mount::run;
+use crate::common::mount::{layerfs, run};
 use crate::common::others::OtherMount;
 use crate::common::sys;
 use crate::common::tree::Tree;
@@ -25,6 +26,7 @@ use crate::t;
 pub fn tests() -> Vec<Test> {
     vec![
         t!(writing_copies_up),
+        t!(opening_for_writing_copies_up_without_caches),
         t!(reading_leaves_no_trace).root(),
         t!(copy_up_carries_everything).root(),
         t!(parents_are_copied_up_as_they_are).root(),
@@ -58,6 +60,44 @@ fn writing_copies_up() {
     union.mount();
     assert_eq!(read(union.at("a/b/file")), "Lower and upper");
     union.umount();
+}
+
+/// With `timeout=0` each opening is a request, and that one copies up, as it does in the kernel's overlay. What is emptied by it
+/// isn't copied first.
+fn opening_for_writing_copies_up_without_caches() {
+    let mut union = Union::new(1).arguments(&["-o", "timeout=0"]);
+    for name in ["read", "write", "both", "append", "empty", "read-and-empty"] {
+        put(union.lower(0, name), "0123456789");
+    }
+    let before = union.lower_trees();
+    union.mount();
+    let open = |name: &str, flags| sys::open(&union.at(name), flags, 0).unwrap_or_else(|e| panic!("{name}: {e}"));
+    drop(open("read", libc::O_RDONLY));
+    assert!(!exists(union.upper("read")));
+    for (name, flags) in
+        [("write", libc::O_WRONLY), ("both", libc::O_RDWR), ("append", libc::O_WRONLY | libc::O_APPEND)]
+    {
+        let (number, file) = (ino(union.at(name)), open(name, flags));
+        assert_eq!(read(union.upper(name)), "0123456789", "{name}");
+        drop(file);
+        assert_eq!(ino(union.at(name)), number, "{name}");
+    }
+    let copied = copied_bytes(&union);
+    for (name, flags) in [("empty", libc::O_WRONLY), ("read-and-empty", libc::O_RDONLY)] {
+        drop(open(name, flags | libc::O_TRUNC));
+        assert_eq!(read(union.upper(name)), "", "{name}");
+        assert_eq!(read(union.at(name)), "", "{name}");
+    }
+    assert_eq!(copied_bytes(&union), copied, "nothing is copied to be cut off");
+    union.umount();
+    union.assert_lowers(&before);
+}
+
+/// How many bytes of data were copied up.
+fn copied_bytes(union: &Union) -> u64 {
+    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
+    let stats: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    stats["copy_up_bytes"].as_object().expect("bytes").values().filter_map(serde_json::Value::as_u64).sum()
 }
 
 /// Not even the access time of a lower object changes, though filesystems update one that is older than the last change.

@@ -1,7 +1,7 @@
 //! What is in a file: reads, writes, space, holes, ranges.
 
 use layerfs::error::Errno;
-use layerfs::union::Union;
+use layerfs::union::{Caller, Union};
 use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, SEEK_DATA, SEEK_HOLE};
 
 use super::fixture::Layers;
@@ -39,6 +39,25 @@ fn writes_behind_the_end_leave_a_hole() {
     assert_eq!(view.stat("f").unwrap().size, 11);
     view.write("f", 1 << 33, b"far").unwrap();
     assert_eq!(view.stat("f").unwrap().size, (1 << 33) + 3);
+}
+
+#[test]
+fn opening_for_writing_copies_up() {
+    let layers = Layers::new(1);
+    layers.file(0, "f", "lower");
+    layers.file(0, "g", "lower");
+    let view = layers.open();
+    let (f, g) = (view.hold("f").unwrap(), view.hold("g").unwrap());
+    let caller = Caller::default();
+    view.union.open_file(&caller, f.ino, false, false).unwrap();
+    assert_eq!(view.stats().copy_ups.values().sum::<u64>(), 0);
+    view.union.open_file(&caller, f.ino, true, false).unwrap();
+    view.union.open_file(&caller, g.ino, true, true).unwrap();
+    assert_eq!(view.read("f").unwrap(), b"lower");
+    assert_eq!(view.read("g").unwrap(), b"");
+    let copies = view.stats().copy_ups;
+    assert_eq!((copies.get("data"), copies.get("truncated")), (Some(&1), Some(&1)), "{copies:?}");
+    assert_eq!(view.union.open_file(&caller, 1, false, false), Err(Errno::EISDIR));
 }
 
 /// A descriptor opened before copy-up knows the file by its number alone.
