@@ -118,20 +118,22 @@ pub struct RealDir {
     pub(super) xattr_whiteouts: Hint,
     /// Whether it is marked as holding entries with an origin.
     pub(super) impure: Hint,
+    /// Where its descriptor is cached.
+    fds: Arc<DirFds>,
 }
 
 impl RealDir {
     /// A layer's root.
-    pub(super) fn root(layer: LayerId, key: ObjKey) -> Arc<Self> {
-        Self::make(layer, key, None)
+    pub(super) fn root(layer: LayerId, key: ObjKey, fds: Arc<DirFds>) -> Arc<Self> {
+        Self::make(layer, key, None, fds)
     }
 
     /// The directory `name` in `parent`, whose status is `st`.
     pub fn child(parent: &Arc<RealDir>, name: &Name, st: &Stat) -> Arc<Self> {
-        Self::make(parent.layer, st.into(), Some((parent.clone(), name.clone())))
+        Self::make(parent.layer, st.into(), Some((parent.clone(), name.clone())), parent.fds.clone())
     }
 
-    fn make(layer: LayerId, key: ObjKey, place: Option<(Arc<RealDir>, Name)>) -> Arc<Self> {
+    fn make(layer: LayerId, key: ObjKey, place: Option<(Arc<RealDir>, Name)>, fds: Arc<DirFds>) -> Arc<Self> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             layer,
@@ -141,6 +143,7 @@ impl RealDir {
             dot_whiteouts: Hint::default(),
             xattr_whiteouts: Hint::default(),
             impure: Hint::default(),
+            fds,
         })
     }
 
@@ -170,8 +173,10 @@ impl RealDir {
 }
 
 impl Drop for RealDir {
-    /// Drops a chain of parents in a loop: a path can be deeper than the stack.
+    /// Closes its descriptor, which nobody would find again, and drops a chain of parents in a loop: a path can be deeper than
+    /// the stack.
     fn drop(&mut self) {
+        self.fds.remove(self);
         let mut next = self.place.get_mut().take();
         while let Some((parent, _)) = next {
             next = Arc::into_inner(parent).and_then(|mut dir| dir.place.get_mut().take());

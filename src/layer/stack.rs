@@ -49,7 +49,7 @@ pub struct Stack {
     namespace: Namespace,
     privileged: bool,
     trusted_lowers: bool,
-    pub(super) fds: DirFds,
+    pub(super) fds: Arc<DirFds>,
     /// Held exclusively while a directory of upper moves, shared while one is found again by its place.
     pub(super) places: RwLock<()>,
 }
@@ -64,15 +64,16 @@ impl Stack {
         preflight::check(spec)?;
         let privileged = sys::privilege::is_privileged();
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
+        let fds = Arc::new(DirFds::new(OPEN_DIRS));
         let mut layers = Vec::with_capacity(spec.lowers.len() + 1);
         let mut upper = None;
         if let (Some(dir), Some(work_path)) = (&spec.upper, &spec.work) {
             let opened = work::open(dir, work_path, volatile)?;
-            layers.push(Layer::new(LayerId::UPPER, dir, opened.upper, opened.reach)?);
+            layers.push(Layer::new(LayerId::UPPER, dir, opened.upper, opened.reach, &fds)?);
             upper = Some(Upper::new(opened.work, namespace)?);
         }
         for (path, id) in spec.lowers.iter().zip(1..) {
-            layers.push(Layer::open_lower(LayerId(id), path)?);
+            layers.push(Layer::open_lower(LayerId(id), path, &fds)?);
         }
         Ok(Self {
             layers,
@@ -80,7 +81,7 @@ impl Stack {
             namespace,
             privileged,
             trusted_lowers: spec.trusted_lowers,
-            fds: DirFds::new(OPEN_DIRS),
+            fds,
             places: RwLock::new(()),
         })
     }
@@ -370,29 +371,35 @@ impl Stack {
 }
 
 impl Layer {
-    fn new(id: LayerId, path: &Path, root_fd: OwnedFd, reach: Reach) -> std::result::Result<Self, SetupError> {
+    fn new(
+        id: LayerId,
+        path: &Path,
+        root_fd: OwnedFd,
+        reach: Reach,
+        fds: &Arc<DirFds>,
+    ) -> std::result::Result<Self, SetupError> {
         let st = sys::file::stat(&root_fd)
             .map_err(|e| SetupError::new(format!("can't read the layer ({e})"), path, "check the directory"))?;
         Ok(Self {
             path: path.to_owned(),
             uuid: sys::handle::fs_uuid(root_fd.as_fd()),
-            root: RealDir::root(id, ObjKey::from(&st)),
+            root: RealDir::root(id, ObjKey::from(&st), fds.clone()),
             root_fd: Arc::new(root_fd),
             reach,
             handles: OnceLock::new(),
         })
     }
 
-    fn open_lower(id: LayerId, path: &Path) -> std::result::Result<Self, SetupError> {
+    fn open_lower(id: LayerId, path: &Path, fds: &Arc<DirFds>) -> std::result::Result<Self, SetupError> {
         let plain = open_root(path)?;
         // In a private clone our own mount, and whatever else is mounted below the layer, does not exist.
         let Ok(tree) = sys::tree::clone(plain.as_fd()) else {
-            return Self::new(id, path, plain, Reach::SameMount);
+            return Self::new(id, path, plain, Reach::SameMount, fds);
         };
         if let Err(e) = sys::tree::make_read_only(tree.as_fd()) {
             log::debug!("{}: the layer's clone stays writable to us: {e}", path.display());
         }
-        Self::new(id, path, tree, Reach::Beneath)
+        Self::new(id, path, tree, Reach::Beneath, fds)
     }
 
     /// What open_by_handle_at takes for "this filesystem": an `O_PATH` descriptor won't do.

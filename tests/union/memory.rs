@@ -51,6 +51,20 @@ fn what_the_kernel_forgets_is_forgotten() {
     }
 }
 
+/// The descriptor of a directory that is known no more would never be found again.
+#[test]
+fn a_forgotten_directory_is_not_held_open() {
+    let layers = many();
+    let view = layers.open();
+    let before = view.stats().descriptors;
+    let known = look_at_everything(&view);
+    assert!(view.stats().descriptors > before + 100);
+    for ino in known {
+        view.union.forget(ino, 1);
+    }
+    assert_eq!(view.stats().descriptors, before);
+}
+
 #[test]
 fn parents_may_be_forgotten_before_their_children() {
     let layers = many();
