@@ -177,7 +177,13 @@ impl SharedMap {
 
     /// What the mapping shows right now.
     pub fn read(&self) -> Vec<u8> {
-        (0..self.length)
+        self.read_at(0, self.length)
+    }
+
+    /// What a part of the mapping shows right now.
+    pub fn read_at(&self, at: usize, length: usize) -> Vec<u8> {
+        assert!(at + length <= self.length, "inside the mapping");
+        (at..at + length)
             // SAFETY: inside the mapping; volatile, since other descriptors change it.
             .map(|at| unsafe { self.address.as_ptr().cast::<u8>().add(at).read_volatile() })
             .collect()
