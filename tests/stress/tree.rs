@@ -9,7 +9,6 @@ use serde_json::Value;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::{namespace, not_root};
 use crate::common::mount::{Ended, eventually, layerfs, try_run};
 use crate::common::sys;
 use crate::common::tree::Tree;
@@ -19,7 +18,7 @@ use crate::worker::{self, NAMES};
 use crate::{seed, setting, t};
 
 pub fn tests() -> Vec<Test> {
-    vec![t!(two_processes), t!(two_processes_without_caches)]
+    vec![t!(two_processes).root(), t!(two_processes_without_caches).root()]
 }
 
 /// How much longer than its time a worker may take: one operation, on a busy machine.
@@ -74,14 +73,12 @@ fn stress_once(options: &[&str], seed: u64, time: Duration) {
     }
 
     let tree = Tree::of(&union.point()).across_mounts();
-    if not_root().is_none() {
-        let forgotten = eventually(20, || {
-            fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
-            inodes(&union) <= inodes_before && descriptors() <= descriptors_before + OPENED_ONCE
-        });
-        let (left, open) = (inodes(&union), descriptors());
-        assert!(forgotten, "{left} inodes after {inodes_before}, {open} descriptors after {descriptors_before}");
-    }
+    let forgotten = eventually(20, || {
+        fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
+        inodes(&union) <= inodes_before && descriptors() <= descriptors_before + OPENED_ONCE
+    });
+    let (left, open) = (inodes(&union), descriptors());
+    assert!(forgotten, "{left} inodes after {inodes_before}, {open} descriptors after {descriptors_before}");
     tree.assert_same(&Tree::of(&union.point()).across_mounts(), &format!("without the kernel's memory, seed {seed}"));
     union.remount();
     tree.assert_same(&Tree::of(&union.point()).across_mounts(), &format!("mounted again, seed {seed}"));
@@ -119,10 +116,10 @@ fn populate(union: &Union, lower: usize, random: &mut Random) {
             }
             5 if !files.is_empty() => ok(&full, fs::hard_link(random.choose(&files), &full)),
             6 => ok(&full, symlink(random.choose(&NAMES), &full)),
-            7 if lower == 0 && not_root().is_none() => whiteout(&full),
+            7 if lower == 0 => whiteout(&full),
             8 if lower == 0 => {
                 make_dir(&full);
-                mark(&full, &format!("{}.overlay.opaque", namespace()), "y");
+                mark(&full, "trusted.overlay.opaque", "y");
             }
             9 => {
                 put(&full, "with an attribute");
