@@ -371,12 +371,19 @@ impl Upper {
         }
     }
 
-    /// Takes a whiteout in AUFS form away from beside a name that is there again. One that stays only hides what is below.
-    pub fn drop_dot_whiteout(&self, dir: &UpperFd, name: &Name) {
-        let Ok(whiteout) = Name::new(&[super::whiteout::DOT_PREFIX, name.as_bytes()].concat()) else { return };
+    /// Takes a whiteout in AUFS form away from beside a name.
+    pub fn remove_dot_whiteout(&self, dir: &UpperFd, name: &Name) -> Result<()> {
+        let Ok(whiteout) = Name::new(&[super::whiteout::DOT_PREFIX, name.as_bytes()].concat()) else { return Ok(()) };
         match self.unlink(dir, &whiteout) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(e) => log::warn!("the whiteout {whiteout} stays: {e}"),
+            Err(Errno::ENOENT) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// As [`Upper::remove_dot_whiteout`], where one that stays hides nothing that is to be seen.
+    pub fn drop_dot_whiteout(&self, dir: &UpperFd, name: &Name) {
+        if let Err(e) = self.remove_dot_whiteout(dir, name) {
+            log::warn!("a whiteout in AUFS form stays beside {name}: {e}");
         }
     }
 

@@ -173,6 +173,7 @@ impl Union {
             }
             None => {}
         }
+        self.drop_dot_whiteout(target, to)?;
         let gone = target.filter(|t| t.kind == FileKind::Directory);
         if let Some(gone) = gone {
             self.table.remove_keys(gone);
@@ -205,16 +206,14 @@ impl Union {
     fn move_in_upper(&self, source: &Held<'_>, over_dir: bool, from: &Side<'_>, to: &Side<'_>) -> Result<Option<Stat>> {
         let upper = self.stack.upper()?;
         let from_fd = self.stack.open_upper(&from.real)?;
-        let to_fd = self.stack.open_upper(&to.real)?;
         let dir = source.as_dir().and_then(|d| d.view().upper);
         let moved = (dir.as_ref(), None);
         let places = ((&from.real, from.name), (&to.real, to.name));
         let stands = self.stack.stat_at(&to.real, to.name)?;
-        let hidden = self.stack.has_dot_whiteout(&to.real, to.name)?;
         if dir.is_some() && !over_dir && stands.is_some() {
             // A directory can't replace a whiteout, but it can change places with it: in the form that means the same anywhere.
             if !stands.as_ref().is_some_and(is_device_form) {
-                upper.whiteout(&to_fd, to.name, Over::NonDirectory)?;
+                upper.whiteout(&self.stack.open_upper(&to.real)?, to.name, Over::NonDirectory)?;
             }
             self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
             if !from.below
@@ -234,9 +233,6 @@ impl Union {
             }
             done => done?,
         }
-        if hidden {
-            upper.drop_dot_whiteout(&to_fd, to.name);
-        }
         Ok(None)
     }
 
@@ -252,7 +248,6 @@ impl Union {
         let places = ((&from.real, from.name), (&to.real, to.name));
         let swap = || self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved);
         self.stack.set_impure(&from.real)?;
-        let hidden = self.stack.has_dot_whiteout(&to.real, to.name)?;
         if self.stack.stat_at(&to.real, to.name)?.is_some() {
             swap()?;
             if let Err(e) = upper.publish(device, &from_fd, from.name, Over::Other) {
@@ -268,9 +263,6 @@ impl Union {
                 }
             })?;
         }
-        if hidden {
-            upper.drop_dot_whiteout(&to_fd, to.name);
-        }
         Ok(Some(stat))
     }
 
@@ -284,8 +276,8 @@ impl Union {
     fn exchange(&self, a: &Held<'_>, b: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         self.mark_moved(a, from, to)?;
         self.mark_moved(b, to, from)?;
-        self.drop_dot_whiteout(a, from)?;
-        self.drop_dot_whiteout(b, to)?;
+        self.drop_dot_whiteout(Some(a), from)?;
+        self.drop_dot_whiteout(Some(b), to)?;
         let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));
         let moved = (dirs.0.as_ref(), dirs.1.as_ref());
         let places = ((&from.real, from.name), (&to.real, to.name));
@@ -338,18 +330,21 @@ impl Union {
         }
     }
 
-    /// Takes away an AUFS whiteout beside a name that is there: it hides what is below from a directory that stands there
-    /// now, which is marked so itself instead, and would hide it from another one.
-    fn drop_dot_whiteout(&self, inode: &Held<'_>, at: &Side<'_>) -> Result<()> {
+    /// Takes away an AUFS whiteout beside a name, which would hide what is below from a directory that comes there: one that
+    /// stands there now is marked opaque instead, and where nothing does, a whiteout that can be replaced comes.
+    fn drop_dot_whiteout(&self, stands: Option<&Held<'_>>, at: &Side<'_>) -> Result<()> {
         if !self.stack.has_dot_whiteout(&at.real, at.name)? {
             return Ok(());
         }
         let upper = self.stack.upper()?;
-        if let Some(real) = inode.as_dir().and_then(|dir| dir.view().upper) {
+        let fd = self.stack.open_upper(&at.real)?;
+        if let Some(real) = stands.and_then(|inode| inode.as_dir()?.view().upper) {
             self.drop_xattr_whiteouts(&real)?;
             upper.set_mark(&self.stack.open_upper(&real)?, Mark::Opaque, b"y")?;
+        } else if self.stack.stat_at(&at.real, at.name)?.is_none() {
+            upper.whiteout(&fd, at.name, Over::Nothing)?;
         }
-        upper.remove_dot_whiteout(&self.stack.open_upper(&at.real)?, at.name)
+        upper.remove_dot_whiteout(&fd, at.name)
     }
 
     /// Takes whiteouts in xattr form out of a directory of upper that becomes opaque: the mark that makes them whiteouts
