@@ -209,7 +209,7 @@ impl Upper {
     pub fn create_file(&self, dir: &UpperFd, name: &Name, mode: u32) -> Result<UpperObject> {
         self.work.begin()?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = sys::posix::openat(dir, name.as_cstr(), flags, Mode::from_bits_truncate(mode & 0o777))?;
+        let fd = sys::posix::openat(dir, name.as_cstr(), flags, Mode::from_bits_truncate(mode & 0o1777))?;
         Ok(UpperObject(Arc::new(fd)))
     }
 
