@@ -221,8 +221,9 @@ impl Union {
             let mut file = file.write();
             file.layer = LayerId::UPPER;
             file.key = key;
-            file.rare_mut().lower_key = Some(lower);
-            file.rare_mut().data = None;
+            let rare = file.rare_mut();
+            rare.lower_key = Some(lower);
+            rare.data = None;
             let mut links = file.links.as_mut_slice().iter_mut();
             if let Some(first) = links.next() {
                 first.layer = LayerId::UPPER;

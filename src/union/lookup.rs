@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result};
-use crate::layer::marks::Redirect;
+use crate::layer::marks::{Mark, Redirect};
 use crate::layer::object_marks::FileMarks;
 use crate::layer::origin::Origin;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
@@ -244,11 +244,8 @@ impl Union {
         };
         let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
         let kind = if marks.device { FileKind::CharDevice } else { FileKind::from_mode(stat.mode)? };
-        let data = if marks.metacopy && stat.size > 0 {
-            Some(self.find_data(&view.lowers, dir, name, marks.redirect.as_ref())?)
-        } else {
-            None
-        };
+        let mut data =
+            if marks.metacopy { Some(self.find_data(&view.lowers, dir, name, marks.redirect.as_ref())?) } else { None };
         let (mut origin, mut indexed) = (None, None);
         if dir.layer.is_upper() {
             let lower = self.verified_origin(view, name, &stat, &marks)?;
@@ -260,6 +257,12 @@ impl Union {
         } else if stat.nlink > 1 {
             indexed = self.find_copy(dir, name, &stat)?;
             origin = indexed.as_ref().map(|copy| copy.lower);
+            if let Some(copy) = &indexed
+                && data.is_none()
+                && self.stack.upper()?.indexed_mark(&copy.name, Mark::Metacopy)?.is_some()
+            {
+                data = Some(LowerData { dir: dir.clone(), name: name.clone(), key: copy.lower });
+            }
         }
         let stat = indexed.as_ref().map_or(stat, |copy| copy.stat);
         Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data, indexed }))
