@@ -21,7 +21,7 @@ use crate::fuse::call::call;
 use crate::fuse::capabilities::{Granted, negotiate};
 use crate::fuse::convert;
 use crate::fuse::seek::{Seek, Seeker};
-use crate::union::{Attr, SetAttr, Union};
+use crate::union::{Attr, Caller, SetAttr, Union};
 
 /// "For good", as far as the kernel can count it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -275,7 +275,9 @@ impl Filesystem for Adapter {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let result = call("write", || {
             if kill {
-                self.union.setattr(&convert::caller(req, 0), ino.0, &SetAttr::default())?;
+                // Whoever it is, the kernel has found that they may not keep them.
+                let caller = Caller { uid: u32::MAX, ..convert::caller(req, 0) };
+                self.union.setattr(&caller, ino.0, &SetAttr::default())?;
             }
             match cached {
                 true => self.union.write_back(ino.0, offset, data),

@@ -1,5 +1,6 @@
 //! Attributes: what stat(2) shows, and setattr.
 
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -14,6 +15,9 @@ use crate::union::Union;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
+
+/// The attribute that holds a file's capabilities.
+pub(super) const CAPABILITY: &CStr = c"security.capability";
 
 /// A point in time: seconds since the epoch, negative before it, and nanoseconds forward from there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord)]
@@ -331,7 +335,13 @@ impl Union {
             }
         }
         if *change == SetAttr::default() {
-            return self.drop_privileges(upper, caller, &self.upper_object(inode)?);
+            // What the kernel asks for before a write, of a file with capabilities also for who may keep set-id bits.
+            let object = self.upper_object(inode)?;
+            let _one = inode.copy_up.lock();
+            return match sys::privilege::may_keep_setid(caller.uid, caller.pid) {
+                true => drop_capabilities(upper, &object),
+                false => self.drop_privileges(upper, caller, &object),
+            };
         }
         if let (Some(time), Node::Other(file)) = (change.mtime, &inode.node) {
             let time = if let SetTime::At(time) = time { Some(time) } else { None };
@@ -360,10 +370,7 @@ impl Union {
         if mode & SET_ID != 0 {
             upper.chmod(object, without_set_id(mode, caller.may_keep_group(stat.gid)))?;
         }
-        match upper.remove_xattr(object, c"security.capability") {
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),
-            done => done,
-        }
+        drop_capabilities(upper, object)
     }
 
     /// The upper object behind an inode that was copied up, open for changes of anything but its data.
@@ -379,6 +386,13 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
         self.stack.open_upper_object(&dir, &name, key, OFlag::O_PATH)
+    }
+}
+
+fn drop_capabilities(upper: &Upper, object: &UpperObject) -> Result<()> {
+    match upper.remove_xattr(object, CAPABILITY) {
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),
+        done => done,
     }
 }
 

@@ -196,7 +196,7 @@ impl Union {
         if copy != CopyUp::WithoutData {
             let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
             let stat = sys::file::stat(&lower)?;
-            let kind = upper.fill_data(lower.as_fd(), &stat, &object)?;
+            let kind = self.keeping_capabilities(&object, || upper.fill_data(lower.as_fd(), &stat, &object))?;
             self.counters.copied_bytes(kind, stat.size);
             upper.set_times(&object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
             if !self.options.volatile {

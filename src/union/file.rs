@@ -11,6 +11,8 @@ use crate::layer::ObjKey;
 use crate::layer::upper::UpperObject;
 use crate::sys;
 use crate::sys::file::TimeChange;
+use crate::sys::xattr::Target;
+use crate::union::attr::CAPABILITY;
 use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
@@ -80,11 +82,34 @@ impl Union {
             let (sec, nsec) = sys::file::stat(&file)?.mtime;
             state.write().rare_mut().kernel_mtime.get_or_insert(Time { sec, nsec });
         }
-        let written = self.write_all(&file, offset, data)?;
+        let written = self.write_pages(&inode, &file, offset, data)?;
         // Read after the write: the kernel may have told another one meanwhile.
         let told = state.read().rare().and_then(|rare| rare.kernel_mtime);
         if let Some(time) = told {
             self.stack.upper()?.set_times(&file, TimeChange::Omit, TimeChange::At(time.sec, time.nsec))?;
+        }
+        Ok(written)
+    }
+
+    /// Writes pages of the kernel's cache. It has asked to drop the file's capabilities when they were written to, and not at
+    /// all when a mapping was; those that the file has by now are to stay.
+    fn write_pages(&self, inode: &Inode, file: &UpperObject, offset: u64, data: &[u8]) -> Result<usize> {
+        if sys::xattr::get(Target::Fd(file.as_fd()), CAPABILITY).is_err() {
+            return self.write_all(file, offset, data);
+        }
+        // None may be dropped meanwhile.
+        let _one = inode.copy_up.lock();
+        self.keeping_capabilities(file, || self.write_all(file, offset, data))
+    }
+
+    /// Writes to a file, with which its filesystem drops the capabilities, and gives them back.
+    pub(super) fn keeping_capabilities<T>(&self, file: &UpperObject, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let kept = sys::xattr::get(Target::Fd(file.as_fd()), CAPABILITY).ok();
+        let written = write()?;
+        if let Some(value) = kept
+            && let Err(e) = self.stack.upper()?.set_xattr(file, CAPABILITY, &value, 0)
+        {
+            log::debug!("a file's capabilities are lost: {e}");
         }
         Ok(written)
     }

@@ -1,7 +1,7 @@
 //! Attributes: each on its own, times to the nanosecond, and what the kernel drops with a change.
 
 use layerfs::error::Errno;
-use layerfs::union::{SetAttr, SetTime, Time, Union};
+use layerfs::union::{Caller, SetAttr, SetTime, Time, Union};
 use nix::libc::S_ISUID;
 
 use super::fixture::{Layers, me, privileged, set_mode, set_times, set_xattr};
@@ -104,12 +104,18 @@ fn a_change_of_nothing_drops_the_privileges_of_a_file() {
         if upper {
             view.touch("f", 1, 2).unwrap();
         }
-        let attr = view.set("f", SetAttr::default()).unwrap();
-        assert_eq!(attr.mode & 0o7777, 0o775);
+        let ask = |caller: &Caller, path: &str| {
+            let held = view.hold(path).unwrap();
+            view.union.setattr(caller, held.ino, &SetAttr::default()).unwrap()
+        };
+        let somebody = Caller { uid: 1000, ..me() };
         if capabilities {
+            let attr = ask(&me(), "f");
+            assert_eq!(attr.mode & 0o7777, 0o6775, "who may keep set-id bits is asked for the capabilities only");
             assert_eq!(view.get_xattr("f", "security.capability").unwrap_err(), Errno::ENODATA);
         }
-        let attr = view.set("no-group-x", SetAttr::default()).unwrap();
+        assert_eq!(ask(&somebody, "f").mode & 0o7777, 0o775);
+        let attr = ask(&somebody, "no-group-x");
         assert_eq!(attr.mode & 0o7777, 0o2664, "without x for the group it means mandatory locking");
     }
 }
