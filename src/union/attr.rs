@@ -329,7 +329,12 @@ impl Union {
         if let Some(size) = change.size {
             self.mtime_moves(inode);
             let file = self.writable_file(inode)?;
+            let before = sys::file::stat(&file)?;
             upper.truncate(&file, size)?;
+            if before.size == size && change.mtime.is_none() {
+                // Under writeback the kernel shows no other time for this, and a remount must not either.
+                upper.set_times(&file, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
+            }
             if !sys::privilege::may_keep_setid(caller.uid, caller.pid) {
                 self.drop_privileges(upper, caller, &file)?;
             }
