@@ -274,7 +274,7 @@ impl Union {
             self.counters.copied_bytes(kind, stat.size);
         }
         upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
-        if copy == CopyUp::WithoutData {
+        if copy == CopyUp::WithoutData && stat.size > 0 {
             // The name shows the truncated file from the moment of its publication.
             upper.set_times(&staged, TimeChange::Omit, TimeChange::Now)?;
         }
