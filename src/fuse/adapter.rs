@@ -148,7 +148,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -156,10 +156,17 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change =
-            SetAttr { mode, uid, gid, size, atime: atime.map(convert::set_time), mtime: mtime.map(convert::set_time) };
         // Under writeback the kernel tells its own ctime, with mtime or (for a chown to nobody) alone. It can't be set: a
-        // change sets it.
+        // change sets it. Without writeback a write and that chown look the same, and the chown takes more off.
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+            before_write: self.granted.writeback && ctime.is_none(),
+        };
         self.attr(reply, call("setattr", || self.union.setattr(&convert::caller(req, 0), ino.0, &change)));
     }
 

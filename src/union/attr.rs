@@ -170,6 +170,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
+    /// With nothing else to change: it is only what a write takes off that the kernel asks for, so that who may keep set-id
+    /// bits loses just the file's capabilities.
+    pub before_write: bool,
 }
 
 /// The set-id bits.
@@ -315,7 +318,8 @@ impl Union {
     /// time of modification is what it was. That is no reason to copy a lower file up, nor is a drop of what it doesn't have.
     fn changes_nothing(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result<bool> {
         let Node::Other(file) = &inode.node else { return Ok(false) };
-        if file.read().layer.is_upper() || *change != (SetAttr { mtime: change.mtime, ..SetAttr::default() }) {
+        let time_alone = SetAttr { mtime: change.mtime, before_write: change.before_write, ..SetAttr::default() };
+        if file.read().layer.is_upper() || *change != time_alone {
             return Ok(false);
         }
         match change.mtime {
@@ -339,20 +343,20 @@ impl Union {
                 self.drop_privileges(upper, caller, &file)?;
             }
         }
-        if *change == SetAttr::default() {
-            // What the kernel asks for before a write, of a file with capabilities also for who may keep set-id bits.
+        if *change == (SetAttr { before_write: change.before_write, ..SetAttr::default() }) {
             let object = self.upper_object(inode)?;
             let _one = inode.copy_up.lock();
-            return match sys::privilege::may_keep_setid(caller.uid, caller.pid) {
-                true => drop_capabilities(upper, &object),
-                false => self.drop_privileges(upper, caller, &object),
+            return if change.before_write && sys::privilege::may_keep_setid(caller.uid, caller.pid) {
+                drop_capabilities(upper, &object)
+            } else {
+                self.drop_privileges(upper, caller, &object)
             };
         }
         if let (Some(time), Node::Other(file)) = (change.mtime, &inode.node) {
             let time = if let SetTime::At(time) = time { Some(time) } else { None };
             file.write().rare_mut().kernel_mtime = time;
         }
-        let rest = SetAttr { size: None, ..*change };
+        let rest = SetAttr { size: None, before_write: false, ..*change };
         if rest == SetAttr::default() {
             return Ok(());
         }

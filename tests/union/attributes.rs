@@ -106,7 +106,7 @@ fn a_change_of_nothing_drops_the_privileges_of_a_file() {
         }
         let ask = |caller: &Caller, path: &str| {
             let held = view.hold(path).unwrap();
-            view.union.setattr(caller, held.ino, &SetAttr::default()).unwrap()
+            view.union.setattr(caller, held.ino, &SetAttr { before_write: true, ..SetAttr::default() }).unwrap()
         };
         let somebody = Caller { uid: 1000, ..me() };
         if capabilities {
