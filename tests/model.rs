@@ -7,6 +7,7 @@
 mod fixture;
 
 mod model {
+    pub mod case;
     pub mod compare;
     pub mod generators;
     pub mod harness;
@@ -23,7 +24,8 @@ mod model {
 
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
-use model::generators::{Case, case};
+use model::case::Case;
+use model::generators::case;
 use model::harness::run;
 
 /// Runs `cases` sequences of up to `length` operations, fewer where only the marks are others; `PROPTEST_CASES` has the

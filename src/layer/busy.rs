@@ -147,6 +147,12 @@ impl Holder {
     }
 }
 
+/// Reads a lock file's content, for `tests/fuzz`.
+#[cfg(fuzzing)]
+pub fn parse_holder(text: &str) -> Option<(u32, Option<u64>)> {
+    Holder::parse(text).map(|holder| (holder.pid, holder.dev))
+}
+
 fn write_holder(file: &File, holder: Holder) -> io::Result<()> {
     file.set_len(0)?;
     file.write_all_at(holder.encode().as_bytes(), 0)

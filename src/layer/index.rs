@@ -37,7 +37,7 @@ pub fn parse_links(value: &[u8], upper: u32, lower: u32) -> Option<u32> {
         b'L' => lower,
         _ => return None,
     };
-    u32::try_from(i64::from(base) + diff).ok()
+    u32::try_from(i64::from(base).checked_add(diff)?).ok()
 }
 
 impl Upper {
@@ -146,7 +146,7 @@ mod tests {
     fn link_counts_are_relative() {
         assert_eq!(parse_links(b"U+1", 2, 9), Some(3));
         assert_eq!(parse_links(b"L-2", 2, 9), Some(7));
-        for bad in [&b""[..], b"X+1", b"U", b"U+", b"U-3", b"L+99999999999999999999"] {
+        for bad in [&b""[..], b"X+1", b"U", b"U+", b"U-3", b"L+99999999999999999999", b"U+9223372036854775807"] {
             assert_eq!(parse_links(bad, 2, 9), None, "{}", bad.escape_ascii());
         }
     }

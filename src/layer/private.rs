@@ -184,8 +184,13 @@ fn encode(handle: &FileHandle, mark: u8, value: &[u8]) -> Result<Vec<u8>> {
     let (handle_kind, handle) = (handle.kind, handle.bytes.clone());
     let record = Record { version: VERSION, handle_kind, handle, mark, value: value.to_vec() };
     let body = bincode::serde::encode_to_vec(&record, bincode::config::standard()).map_err(|_| Errno::EIO)?;
+    frame(&body)
+}
+
+/// Puts length and checksum before a record.
+fn frame(body: &[u8]) -> Result<Vec<u8>> {
     let len = u32::try_from(body.len()).map_err(|_| Errno::E2BIG)?;
-    Ok([&len.to_le_bytes()[..], &checksum(&body).to_le_bytes(), &body].concat())
+    Ok([&len.to_le_bytes()[..], &checksum(body).to_le_bytes(), body].concat())
 }
 
 /// Applies the sound records of a log and returns how many bytes they take.
@@ -197,6 +202,18 @@ fn replay(bytes: &[u8], marks: &mut HashMap<Key, Vec<u8>>) -> usize {
         at += len;
     }
     at
+}
+
+/// How many bytes of a log are sound, for `tests/fuzz`.
+#[cfg(fuzzing)]
+pub fn sound_bytes(log: &[u8]) -> usize {
+    replay(log, &mut HashMap::new())
+}
+
+/// A log of one record, for `tests/fuzz`.
+#[cfg(fuzzing)]
+pub fn framed(record: &[u8]) -> Vec<u8> {
+    frame(record).unwrap_or_default()
 }
 
 fn decode(bytes: &[u8]) -> Option<(Record, usize)> {

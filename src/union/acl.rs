@@ -19,7 +19,7 @@ const OTHER: u16 = 0x20;
 
 /// What a new object gets from its directory's default ACL.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Inherited {
+pub struct Inherited {
     /// Its permission bits.
     pub mode: u32,
     /// Its access ACL; `None` if the bits say it all.
@@ -27,7 +27,7 @@ pub(super) struct Inherited {
 }
 
 /// Applies a default ACL to the mode that the creator asked for (posix_acl_create_masq of the kernel).
-pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
+pub fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
     let (header, entries) = default.split_at_checked(HEADER)?;
     let (entries, []) = entries.as_chunks::<ENTRY>() else { return None };
     if u32::from_le_bytes(header.try_into().ok()?) != VERSION {

@@ -33,6 +33,8 @@ use crate::error::{Errno, Result, SetupError};
 use crate::layer::{Stack, StackSpec};
 use crate::name::Name;
 
+#[cfg(fuzzing)]
+pub use acl::inherit as inherit_acl;
 pub use attr::{Attr, Caller, FileKind, SetAttr, SetTime, Time};
 pub use readdir::DirEntry;
 pub use rename::RenameFlags;

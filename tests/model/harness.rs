@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use layerfs::layer::StackSpec;
 use layerfs::union::{Options, Union};
 
+use super::case::{Case, Op, Place, Subject};
 use super::compare::Known;
-use super::generators::{Case, Op, Place, Subject};
 use super::layers::Layer;
 use super::merge::{Merged, Source, merge, merge_generated};
 use super::on_disk;

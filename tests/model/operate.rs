@@ -4,8 +4,8 @@ use layerfs::error::Result as OpResult;
 use layerfs::union::{Attr, Caller, RenameFlags, SetAttr, SetTime, Time, Union};
 use nix::libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, S_IFCHR, S_IFIFO};
 
+use super::case::{Op, Place, Subject, X};
 use super::compare::check_attr;
-use super::generators::{Op, Place, Subject, X};
 use super::harness::{Checked, Run};
 use super::layers::{NSEC, dir_mode};
 use super::reference::{Id, Kind, Object, Outcome, RenameKind, Tree};

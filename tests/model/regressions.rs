@@ -1,9 +1,9 @@
 //! Sequences that failed once, each under the name of what was wrong.
 
-use super::generators::Op::*;
-use super::generators::Place::{Existing, In};
-use super::generators::Subject::{Any, Dir, File};
-use super::generators::{Case, Op};
+use super::case::Op::*;
+use super::case::Place::{Existing, In};
+use super::case::Subject::{Any, Dir, File};
+use super::case::{Case, Op};
 use super::harness::run;
 use super::layers::N::{A, B, C, D};
 use super::layers::{Below, Entries, Meta, Node, Opaque, PLAIN_META, Way, Whiteout};
