@@ -22,16 +22,22 @@ mod model {
     mod regressions;
 }
 
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
 use model::case::Case;
 use model::generators::case;
 use model::harness::run;
 
+/// The sequences are the same at each run, unless `LAYERFS_TEST_RANDOM` is set.
+const SEED: u64 = 1;
+
 /// Runs `cases` sequences of up to `length` operations, fewer where only the marks are others; `PROPTEST_CASES` has the
 /// last word on how many.
 fn sequences(cases: u32, length: usize) {
     let mut config = Config { failure_persistence: None, max_shrink_iters: 5000, ..Config::default() };
+    if std::env::var_os("LAYERFS_TEST_RANDOM").is_none() {
+        config.rng_seed = RngSeed::Fixed(SEED);
+    }
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = if fixture::privileged() { cases } else { cases / 5 };
     }

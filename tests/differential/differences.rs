@@ -16,7 +16,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, mknod};
 
-use super::generators::{Features, Op};
+use super::generators::{Features, Op, Open};
 use super::perform::Answer;
 use super::shown::{Object, PRESENT, Shown, Times};
 use crate::common::Test;
@@ -101,7 +101,12 @@ impl Listed {
         match answers.op {
             // Which of two obstacles a rename meets first.
             Op::Rename { .. } => *kernel == Err(Errno::EXDEV) && *layerfs == Err(Errno::ENOTEMPTY),
-            // The kernel's overlay can't copy up what has no name any more.
+            // The kernel's overlay tells the number of links that the lower file has where it is.
+            Op::Held { action: Open::Stat, .. } if layerfs != kernel => {
+                let size = |answer: &Answer, end: &str| answer.as_ref().ok()?.strip_suffix(end).map(str::to_owned);
+                size(layerfs, "removed").is_some_and(|same| size(kernel, "named") == Some(same))
+            }
+            // It can't copy up what has no name any more.
             Op::Held { .. } => *kernel == Err(Errno::EEXIST) && layerfs.is_ok(),
             _ => false,
         }
@@ -117,6 +122,7 @@ pub fn tests() -> Vec<Test> {
         t!(null_devices_and_whiteouts_of_users).root(),
         t!(unnamed_files).root(),
         t!(a_copy_up_of_what_has_no_name).root(),
+        t!(the_links_of_what_has_no_name).root(),
         t!(the_time_of_a_completed_metadata_copy).root(),
     ]
 }
@@ -227,6 +233,16 @@ fn a_copy_up_of_what_has_no_name() {
         fs::remove_file(union.at("file")).expect("remove");
         let changed = held.set_permissions(fs::Permissions::from_mode(0o600));
         assert_eq!(changed.is_ok(), is_layerfs, "{changed:?}");
+    });
+}
+
+/// To the kernel a lower file that was unlinked has the links that it has in its layer; layerfs says that it has none.
+fn the_links_of_what_has_no_name() {
+    let file = |union: &Union| put(union.lower(0, "file"), "lower");
+    on_both(file, ON, |union, is_layerfs| {
+        let held = open(union.at("file"));
+        fs::remove_file(union.at("file")).expect("remove");
+        assert_eq!(held.metadata().expect("fstat").nlink(), u64::from(!is_layerfs));
     });
 }
 

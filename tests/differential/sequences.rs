@@ -1,6 +1,6 @@
 //! Random sequences, for each set of features that both have.
 
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
 use super::generators::{Case, Features, case};
 use super::harness::run;
@@ -22,9 +22,15 @@ pub fn tests() -> Vec<Test> {
 
 pub const EVERYTHING: Features = Features { userxattr: false, redirect_dir: true, metacopy: true, index: true };
 
+/// The sequences are the same at each run, unless `LAYERFS_TEST_RANDOM` is set.
+const SEED: u64 = 1;
+
 /// Runs `cases` sequences; `PROPTEST_CASES` has the last word on how many.
 fn sequences(features: Features, cases: u32) {
     let mut config = Config { failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+    if std::env::var_os("LAYERFS_TEST_RANDOM").is_none() {
+        config.rng_seed = RngSeed::Fixed(SEED);
+    }
     if std::env::var_os("PROPTEST_CASES").is_none() {
         config.cases = cases;
     }
