@@ -34,8 +34,16 @@ const FAILURES: &[Failure] = &[
 ];
 
 /// When nothing works any more, not even a removal: a device that was put at the new name before it and the old one change
-/// places stays there, and a link in the work directory is counted, until the next mount sweeps it.
-const CANT_BE_UNDONE: &[&str] = &["rename that leaves a whiteout", "link over a whiteout"];
+/// places stays there, a link in the work directory is counted until the next mount sweeps it, and so does a new object that
+/// can't be given to its owner.
+const CANT_BE_UNDONE: &[&str] = &[
+    "rename that leaves a whiteout",
+    "link over a whiteout",
+    "create for somebody",
+    "mkdir for somebody",
+    "mknod for somebody",
+    "symlink for somebody",
+];
 
 /// An operation with what is seen before it and after it.
 struct Case<'l> {

@@ -1,7 +1,8 @@
 //! The layers that operations fail on, and the operations.
 
 use layerfs::error::Result;
-use layerfs::union::SetAttr;
+use layerfs::name::Name;
+use layerfs::union::{Attr, Caller, SetAttr, Union};
 
 use crate::fixture::*;
 
@@ -75,6 +76,17 @@ fn date_back(path: &std::path::Path) {
     set_times(path, OLD, 5);
 }
 
+const FIFO: u32 = libc::S_IFIFO | 0o600;
+
+/// Makes an object that belongs to another user than the one who mounts, if that one may give it away.
+fn for_somebody(view: &View, path: &str, make: impl FnOnce(&Union, &Caller, u64, &Name) -> Result<Attr>) -> Result<()> {
+    let (dir, name) = view.parent(path)?;
+    let somebody = if privileged() { Caller { uid: 1000, gid: 1000, ..me() } } else { me() };
+    let made = make(&view.union, &somebody, dir.ino, &name)?;
+    view.union.forget(made.ino, 1);
+    Ok(())
+}
+
 fn set(view: &View, path: &str, change: SetAttr) -> Result<()> {
     view.set(path, change).map(drop)
 }
@@ -125,6 +137,13 @@ pub const CREATIONS: &[Operation] = &[
     ("link of a lower file with names", |v| v.link("merged/one", "plain/new").map(drop)),
     ("link of an upper file", |v| v.link("merged/in-upper", "plain/new").map(drop)),
     ("link of a symlink", |v| v.link("merged/symlink", "plain/new").map(drop)),
+    ("create for somebody", |v| for_somebody(v, "plain/new", |u, who, dir, name| u.create(who, dir, name, 0o4755))),
+    ("mkdir for somebody", |v| for_somebody(v, "plain/new", |u, who, dir, name| u.mkdir(who, dir, name, 0o755))),
+    ("mknod for somebody", |v| for_somebody(v, "plain/new", |u, who, dir, name| u.mknod(who, dir, name, FIFO, 0))),
+    ("symlink for somebody", |v| for_somebody(v, "plain/new", |u, who, dir, name| u.symlink(who, dir, name, b"to"))),
+    ("create for somebody over a whiteout", |v| {
+        for_somebody(v, "merged/deleted", |u, who, dir, name| u.create(who, dir, name, 0o755))
+    }),
     ("link over a whiteout", |v| v.link("merged/in-upper", "merged/deleted").map(drop)),
 ];
 
