@@ -257,6 +257,10 @@ impl Union {
         let lower = self.stack.open_path(dir, name, key)?;
         let stat = sys::file::stat(&lower)?;
         let null_device = inode.kind == FileKind::CharDevice && stat.is_file();
+        if !null_device && FileKind::from_mode(stat.mode)? != inode.kind {
+            // Another object got the number of the one that was here.
+            return Err(Errno::ESTALE);
+        }
         let staged = match inode.kind {
             FileKind::Regular => upper.stage_file()?,
             FileKind::CharDevice if null_device => upper.stage_file()?,
