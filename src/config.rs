@@ -13,7 +13,7 @@ use nix::mount::MsFlags;
 
 use crate::layer::StackSpec;
 use crate::sys::mount::MountOptions;
-use crate::union::{Options, Xino};
+use crate::union::{Durability, Options, Xino};
 
 /// The source that /proc/mounts shows when none is given.
 const DEFAULT_SOURCE: &str = "layerfs";
@@ -61,6 +61,7 @@ enum Action {
     UserXattr,
     TrustedLowers,
     Volatile,
+    Durability,
     Timeout,
     RedirectDir,
     Xino,
@@ -88,6 +89,7 @@ impl Action {
             Self::Lowers
                 | Self::Upper
                 | Self::Work
+                | Self::Durability
                 | Self::Timeout
                 | Self::RedirectDir
                 | Self::Xino
@@ -99,13 +101,14 @@ impl Action {
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 55] = [
+const OPTIONS: [(&str, Action); 56] = [
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
     ("userxattr", Action::UserXattr),
     ("trusted_lowers", Action::TrustedLowers),
     ("volatile", Action::Volatile),
+    ("durability", Action::Durability),
     ("timeout", Action::Timeout),
     ("redirect_dir", Action::RedirectDir),
     ("xino", Action::Xino),
@@ -168,6 +171,7 @@ pub struct Settings {
     userxattr: bool,
     trusted_lowers: bool,
     union: Options,
+    durability: Option<Durability>,
     source: OsString,
     flags: MsFlags,
     allow_other: bool,
@@ -184,6 +188,7 @@ impl Default for Settings {
             userxattr: false,
             trusted_lowers: false,
             union: Options::default(),
+            durability: None,
             source: DEFAULT_SOURCE.into(),
             flags: MsFlags::empty(),
             allow_other: false,
@@ -207,6 +212,16 @@ impl Settings {
     /// Names the work directory.
     pub fn set_work(&mut self, path: &Path) -> Result<(), ConfigError> {
         put_once(&mut self.work, path, "work directory")
+    }
+
+    /// Says when copies reach the disk; `volatile` alone says it too.
+    fn set_durability(&mut self, durability: Durability) -> Result<(), ConfigError> {
+        if self.durability.is_some_and(|before| before != durability) {
+            return wrong("volatile and durability=... say different things: leave one out".to_owned());
+        }
+        self.durability = Some(durability);
+        self.union.durability = durability;
+        Ok(())
     }
 
     /// From now on, options that are unknown mean nothing.
@@ -258,7 +273,15 @@ impl Settings {
             Action::Work => return self.set_work(&unescape(value.as_bytes())),
             Action::UserXattr => self.userxattr = true,
             Action::TrustedLowers => self.trusted_lowers = true,
-            Action::Volatile => self.union.volatile = true,
+            Action::Volatile => self.set_durability(Durability::Volatile)?,
+            Action::Durability => {
+                let values = [
+                    ("batched", Durability::Batched),
+                    ("strict", Durability::Strict),
+                    ("volatile", Durability::Volatile),
+                ];
+                self.set_durability(one_of(name, value, &values)?)?;
+            }
             Action::Timeout => self.union.timeout = Some(seconds(name, value)?),
             Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
             Action::Xino => {

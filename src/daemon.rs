@@ -152,6 +152,10 @@ fn run(
     }
     let on_signal = attached.clone();
     spawn("signals", move || take_off_on_signals(&signals, &on_signal))?;
+    if union.is_writable() {
+        let committed = union.clone();
+        spawn("commit", move || commit_batches(&committed))?;
+    }
     let (first, told) = (attached.clone(), readiness.clone());
     spawn("readiness", move || announce(&first, &told, leave))?;
     server.run().context("serving the mount failed")
@@ -172,6 +176,15 @@ fn announce(attached: &Attached, readiness: &Readiness, leave: Leave) {
             log::error!("{e:#}");
         }
         attached.take_off();
+    }
+}
+
+/// Has copies reach the disk until the union has ended. What fails is tried again with the next batch.
+fn commit_batches(union: &Union) {
+    while union.wait_for_batch() {
+        if let Err(e) = union.commit() {
+            log::warn!("copies can't be made durable yet: {e}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod union {
     pub mod fixture;
 
     mod attributes;
+    mod commit;
     mod concurrency;
     mod copy_up;
     mod create;

@@ -52,6 +52,11 @@ pub struct Args {
     #[arg(long)]
     volatile: bool,
 
+    /// When the data of copies reaches the disk: batched (within seconds; until then a power cut brings the lower file back),
+    /// strict (before the copy shows) or volatile [default: batched]
+    #[arg(long, value_name = "WHEN")]
+    durability: Option<OsString>,
+
     /// How long the kernel may remember names and attributes; 0 for layers that others change [default: forever]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<OsString>,
@@ -115,6 +120,7 @@ impl Args {
             settings.set(OsStr::new(name), None)?;
         }
         let values = [
+            ("durability", &self.durability),
             ("timeout", &self.timeout),
             ("threads", &self.threads),
             ("cache_entries", &self.cache_entries),

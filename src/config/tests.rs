@@ -76,10 +76,20 @@ fn values_are_read() {
     .unwrap();
     assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
     assert_eq!(config.union.xino, Xino::On);
-    assert!(config.union.volatile && !config.union.redirect_dir && !config.union.acl);
+    assert!(config.union.durability == Durability::Volatile && !config.union.redirect_dir && !config.union.acl);
     assert_eq!((config.threads, config.union.cache_entries), (3, 10));
     assert!(config.stack.userxattr && config.stack.trusted_lowers && config.mount.allow_other);
     assert_eq!(config.mount.source, "x=y");
+}
+
+#[test]
+fn durability_is_said_once() {
+    let durability = |list: &str| config(&format!("lowerdir=/a,upperdir=/u,{list}")).unwrap().union.durability;
+    assert_eq!(durability("noatime"), Durability::Batched);
+    assert_eq!(durability("durability=strict,durability=strict"), Durability::Strict);
+    assert_eq!(durability("volatile,durability=volatile"), Durability::Volatile);
+    assert!(complaint("lowerdir=/a,upperdir=/u,volatile,durability=strict").contains("leave one out"));
+    assert!(complaint("lowerdir=/a,upperdir=/u,durability=soon").contains("batched"));
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::fuse::call::call;
 use crate::fuse::capabilities::{Granted, negotiate};
 use crate::fuse::convert;
 use crate::fuse::seek::{Seek, Seeker};
+use crate::fuse::stale::Dropper;
 use crate::union::{Attr, Caller, SetAttr, Union};
 
 /// "For good", as far as the kernel can count it.
@@ -46,6 +47,7 @@ pub(super) struct Adapter {
     layers_change: bool,
     granted: Granted,
     seeker: Seeker,
+    dropper: Dropper,
 }
 
 impl Adapter {
@@ -56,6 +58,7 @@ impl Adapter {
     ) -> io::Result<Self> {
         Ok(Self {
             seeker: Seeker::start(union.clone(), notifier.clone())?,
+            dropper: Dropper::start(notifier.clone())?,
             union,
             ttl: timeout.unwrap_or(FOREVER),
             layers_change: timeout == Some(Duration::ZERO),
@@ -124,13 +127,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        if call("forget", || {
-            self.union.forget(ino.0, nlookup);
-            Ok(())
-        })
-        .is_err()
-        {
-            log::error!("inode {ino} stays known");
+        match call("forget", || Ok(self.union.forget(ino.0, nlookup))) {
+            Ok(stale) if self.granted.writeback => {
+                stale.into_iter().for_each(|(dir, name)| self.dropper.drop_name(dir, name));
+            }
+            Ok(_) => {}
+            Err(_) => log::error!("inode {ino} stays known"),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The only module that names the `fuser` crate. `call` runs an operation so that a panic costs one EIO; `convert` holds
 //! every conversion between the protocol's types and ours; `capabilities` says what is asked of the kernel and why; `seek`
-//! has the one operation that waits for others.
+//! has the one operation that waits for others; `stale` has the kernel ask again for what it may know wrongly.
 
 // What a layer or a caller supplies must never end the daemon.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
@@ -12,6 +12,7 @@ mod call;
 mod capabilities;
 mod convert;
 mod seek;
+mod stale;
 #[cfg(test)]
 mod survival;
 

@@ -90,6 +90,21 @@ impl Upper {
         Ok(self.index_dir(false)?.is_some() || self.private.has(Mark::Covered))
     }
 
+    /// The names of all copies in the index.
+    pub(super) fn indexed_names(&self) -> Result<Vec<Name>> {
+        let Some(dir) = self.index_dir(false)? else { return Ok(Vec::new()) };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let readable = sys::posix::openat(dir, c".", flags, Mode::empty())?;
+        let mut names = Vec::new();
+        sys::dir::for_each(readable.as_fd(), |entry| {
+            names.extend(
+                Name::new(entry.name).ok().filter(|_| entry.kind != libc::DT_DIR && entry.kind != libc::DT_CHR),
+            );
+            true
+        })?;
+        Ok(names)
+    }
+
     /// A mark of a copy in the index.
     pub fn indexed_mark(&self, name: &Name, mark: Mark) -> Result<Option<Vec<u8>>> {
         let Some(dir) = self.index_dir(false)? else { return Ok(None) };

@@ -34,6 +34,8 @@ pub enum Mark {
     Covered,
     /// The regular file stands for a device 0:0, which as itself would be a whiteout.
     Device,
+    /// The copy's data may not be on disk yet.
+    Uncommitted,
 }
 
 impl Namespace {
@@ -48,6 +50,7 @@ impl Namespace {
             (Self::Trusted, Mark::Nlink) => c"trusted.overlay.nlink",
             (Self::Trusted, Mark::Covered) => c"trusted.overlay.layerfs.covered",
             (Self::Trusted, Mark::Device) => c"trusted.overlay.layerfs.device",
+            (Self::Trusted, Mark::Uncommitted) => c"trusted.overlay.layerfs.uncommitted",
             (Self::User, Mark::Opaque) => c"user.overlay.opaque",
             (Self::User, Mark::Redirect) => c"user.overlay.redirect",
             (Self::User, Mark::Origin) => c"user.overlay.origin",
@@ -56,6 +59,7 @@ impl Namespace {
             (Self::User, Mark::Nlink) => c"user.overlay.nlink",
             (Self::User, Mark::Covered) => c"user.overlay.layerfs.covered",
             (Self::User, Mark::Device) => c"user.overlay.layerfs.device",
+            (Self::User, Mark::Uncommitted) => c"user.overlay.layerfs.uncommitted",
         }
     }
 

@@ -13,16 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
+use crate::layer::records;
 use crate::name::Name;
 use crate::sys;
 use crate::sys::handle::{self, FileHandle};
 
 /// Changes whenever `Record` or its encoding does.
 const VERSION: u8 = 1;
-/// Length and checksum before each record, in bytes.
-const HEADER: usize = 12;
-/// The longest record that is believed.
-const MAX_RECORD: usize = 64 * 1024;
 
 #[derive(Serialize, Deserialize, Debug, PartialEq, Eq)]
 struct Record {
@@ -55,7 +52,7 @@ impl PrivateMarks {
         let mut inner = Inner { log: None, end: 0, pending: Vec::new(), marks: HashMap::new() };
         match open_log(dir, OFlag::empty()) {
             Ok(log) => {
-                let bytes = read_log(log.as_fd())?;
+                let bytes = records::read(log.as_fd())?;
                 inner.end = replay(&bytes, &mut inner.marks);
                 if inner.end < bytes.len() {
                     log::warn!("marks: {} bytes at the end of the log were torn by a crash", bytes.len() - inner.end);
@@ -130,18 +127,12 @@ impl Inner {
         self.write(dir, &pending).inspect_err(|_| self.pending = pending)
     }
 
-    fn write(&mut self, dir: BorrowedFd<'_>, mut records: &[u8]) -> Result<()> {
+    fn write(&mut self, dir: BorrowedFd<'_>, marks: &[u8]) -> Result<()> {
         if self.log.is_none() {
             self.log = Some(open_log(dir, OFlag::O_CREAT)?);
         }
         let log = self.log.as_ref().ok_or(Errno::EIO)?;
-        let mut at = self.end;
-        while !records.is_empty() {
-            let n = sys::posix::pwrite(log, records, at as i64)?;
-            at += n;
-            records = records.get(n..).unwrap_or_default();
-        }
-        self.end = at;
+        self.end = records::write(log.as_fd(), marks, self.end)?;
         Ok(())
     }
 }
@@ -163,34 +154,10 @@ fn open_log(dir: BorrowedFd<'_>, flags: OFlag) -> Result<OwnedFd> {
     sys::posix::openat(dir.as_fd(), c"marks", flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
-fn read_log(log: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut buffer = vec![0; MAX_RECORD];
-    loop {
-        let n = sys::posix::pread(log, &mut buffer, bytes.len() as i64)?;
-        match buffer.get(..n).unwrap_or_default() {
-            [] => return Ok(bytes),
-            read => bytes.extend_from_slice(read),
-        }
-    }
-}
-
-/// FNV-1a: tells a torn record from a whole one.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
-}
-
 fn encode(handle: &FileHandle, mark: u8, value: &[u8]) -> Result<Vec<u8>> {
     let (handle_kind, handle) = (handle.kind, handle.bytes.clone());
     let record = Record { version: VERSION, handle_kind, handle, mark, value: value.to_vec() };
-    let body = bincode::serde::encode_to_vec(&record, bincode::config::standard()).map_err(|_| Errno::EIO)?;
-    frame(&body)
-}
-
-/// Puts length and checksum before a record.
-fn frame(body: &[u8]) -> Result<Vec<u8>> {
-    let len = u32::try_from(body.len()).map_err(|_| Errno::E2BIG)?;
-    Ok([&len.to_le_bytes()[..], &checksum(body).to_le_bytes(), body].concat())
+    records::encode(&record)
 }
 
 /// Applies the sound records of a log and returns how many bytes they take.
@@ -213,19 +180,11 @@ pub fn sound_bytes(log: &[u8]) -> usize {
 /// A log of one record, for `tests/fuzz`.
 #[cfg(fuzzing)]
 pub fn framed(record: &[u8]) -> Vec<u8> {
-    frame(record).unwrap_or_default()
+    records::frame(record).unwrap_or_default()
 }
 
 fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
-    let len = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let sum = u64::from_le_bytes(bytes.get(4..HEADER)?.try_into().ok()?);
-    let body = bytes.get(HEADER..HEADER.checked_add(len).filter(|_| len <= MAX_RECORD)?)?;
-    if checksum(body) != sum {
-        return None;
-    }
-    let config = bincode::config::standard().with_limit::<MAX_RECORD>();
-    let (record, _): (Record, usize) = bincode::serde::decode_from_slice(body, config).ok()?;
-    (record.version == VERSION).then_some((record, HEADER + len))
+    records::decode(bytes).filter(|(record, _): &(Record, usize)| record.version == VERSION)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub struct Layer {
     /// Its root directory.
     pub root: Arc<RealDir>,
     /// `Beneath` if its mount is a private clone with nothing mounted in it.
-    reach: Reach,
+    pub(super) reach: Reach,
     /// The uuid of its filesystem, zero if unknown.
     uuid: [u8; 16],
     /// A readable descriptor of the root, which opening by handle asks for; one layer of each filesystem has it.
@@ -442,7 +442,7 @@ pub(super) fn open_root(path: &Path) -> std::result::Result<OwnedFd, SetupError>
 }
 
 /// Opens the directory that a sequence of names leads to, in as few calls as PATH_MAX allows.
-fn walk<'a>(base: &OwnedFd, names: impl Iterator<Item = &'a Name>, reach: Reach) -> Result<OwnedFd> {
+pub(super) fn walk<'a>(base: &OwnedFd, names: impl Iterator<Item = &'a Name>, reach: Reach) -> Result<OwnedFd> {
     let mut at: Option<OwnedFd> = None;
     let mut path: Vec<u8> = Vec::new();
     let step = |at: &Option<OwnedFd>, path: &[u8]| {

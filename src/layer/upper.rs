@@ -17,6 +17,7 @@ use crate::layer::private::PrivateMarks;
 use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
 use crate::layer::stage::{self, CopyKind, Over, Staged, Stager};
+use crate::layer::uncommitted::{Lists, Uncommitted};
 use crate::layer::work::WorkDir;
 use crate::name::Name;
 use crate::sys;
@@ -86,6 +87,7 @@ pub struct Upper {
     pub(super) index: OnceLock<OwnedFd>,
     /// Whether it was looked for in vain; only we make it.
     pub(super) no_index: AtomicBool,
+    pub(super) lists: Lists,
     stager: Stager,
     /// Whether the shared whiteout exists; held while it is renewed.
     whiteout: Mutex<bool>,
@@ -166,6 +168,7 @@ impl Upper {
             work,
             namespace,
             private,
+            lists: Lists::default(),
             stager: Stager::default(),
             index: OnceLock::new(),
             no_index: AtomicBool::new(false),
@@ -282,8 +285,18 @@ impl Upper {
 
     /// Gives a staged object its place in upper.
     pub fn publish(&self, staged: Staged<'_>, dir: &UpperFd, name: &Name, over: Over) -> Result<UpperObject> {
-        let fd = staged.publish(&self.stager, dir.as_fd(), name, over)?;
-        Ok(UpperObject(Arc::new(fd)))
+        self.publish_in(staged, dir.as_fd(), name, over)
+    }
+
+    /// Gives a staged object its place in a directory of upper, or of ours in the work directory.
+    pub(super) fn publish_in(
+        &self,
+        staged: Staged<'_>,
+        dir: BorrowedFd<'_>,
+        name: &Name,
+        over: Over,
+    ) -> Result<UpperObject> {
+        staged.publish(&self.stager, dir, name, over).map(|fd| UpperObject(Arc::new(fd)))
     }
 
     /// Keeps a staged file without ever giving it a name.
@@ -310,9 +323,38 @@ impl Upper {
         stage::copy_status(st, to.fd())
     }
 
-    /// Makes a staged file's data and attributes durable.
-    pub fn sync_staged(&self, staged: &Staged<'_>) -> Result<()> {
-        sys::posix::fsync(staged.fd())
+    /// Makes a file's data and attributes durable.
+    pub fn sync(&self, file: &impl AsUpper) -> Result<()> {
+        sys::posix::fsync(file.as_upper_fd())
+    }
+
+    // -- copies whose data may not be on disk yet
+
+    /// Marks a staged copy as uncommitted, and notes the path in upper that it is about to get.
+    pub fn mark_uncommitted(&self, copy: &impl AsUpper, mark: &Uncommitted, path: &[Name]) -> Result<()> {
+        self.set_xattr(copy, self.namespace.name(Mark::Uncommitted), &mark.encode()?, 0)?;
+        self.lists.note(self.work.private.as_fd(), &mark.boot, path)
+    }
+
+    /// A batch begins: copies that are made from now on are of the next one.
+    pub fn begin_batch(&self) {
+        self.lists.turn();
+    }
+
+    /// All copies from before [`Upper::begin_batch`] are committed.
+    pub fn end_batch(&self) -> Result<()> {
+        self.lists.settle()
+    }
+
+    /// Makes everything on upper's filesystem durable.
+    pub fn sync_all(&self) -> Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        sys::posix::syncfs(sys::posix::openat(self.work.root(), c".", flags, Mode::empty())?)
+    }
+
+    /// Has a file's data be written to disk soon.
+    pub fn start_writeback(&self, file: &UpperObject) -> Result<()> {
+        sys::file::start_writeback(file.as_fd())
     }
 
     // -- removal

@@ -1,7 +1,8 @@
 //! The work directory W: what is in it, how it is opened together with upper, and what a clean end leaves.
 //!
 //! - `W/layerfs/`: everything of ours. `lock` (the live daemon), `stage/` (objects in the making), `parked/` (unlinked files
-//!   still in use), `marks` (marks that an object can't carry).
+//!   still in use), `marks` (marks that an object can't carry), `uncommitted.0` and `.1` (where copies are that may not be on
+//!   disk yet), `recovered/` (what such copies held when the machine stopped).
 //! - `W/work/incompat/layerfs`: while changes may be unfinished, so that a kernel overlay refuses the work directory.
 //! - `W/work/incompat/volatile/dirty`: what was written may not be on disk; holds the boot id. It outlives the mount, as the
 //!   kernel's does: while the machine runs nothing is lost, and after that the layer is refused.
@@ -20,6 +21,7 @@ use nix::unistd::UnlinkatFlags;
 use crate::error::{Errno, Result, SetupError};
 use crate::layer::busy::{self, BusyLock};
 use crate::layer::stack::open_root;
+use crate::layer::uncommitted;
 use crate::sys;
 use crate::sys::file::Reach;
 
@@ -39,6 +41,8 @@ pub struct WorkDir {
     lock: BusyLock,
     volatile: bool,
     begun: AtomicBool,
+    /// Whether a mount before this one has left changes unfinished.
+    unclean: bool,
     /// Whether `W/layerfs` was made for this mount.
     made_private: bool,
     /// W's path, if it was made for this mount.
@@ -66,6 +70,7 @@ pub fn open(upper: &Path, work: &Path, volatile: bool) -> std::result::Result<Op
     let made_private = sys::file::stat_at(root.as_fd(), c"layerfs").is_err();
     let private = open_sub(root.as_fd(), "layerfs").map_err(failed)?;
     let lock = busy::acquire(private.as_fd(), upper, BUSY_WAIT)?;
+    let unclean = sys::file::stat_at(root.as_fd(), c"work/incompat/layerfs").is_ok();
     let stage = open_sub(private.as_fd(), "stage").map_err(failed)?;
     let parked = open_sub(private.as_fd(), "parked").map_err(failed)?;
     let work = WorkDir {
@@ -76,6 +81,7 @@ pub fn open(upper: &Path, work: &Path, volatile: bool) -> std::result::Result<Op
         lock,
         volatile,
         begun: AtomicBool::new(false),
+        unclean,
         made_private,
         made_work,
     };
@@ -120,6 +126,11 @@ impl WorkDir {
         self.root.as_fd()
     }
 
+    /// Whether a mount before this one has left changes unfinished.
+    pub(super) fn is_unclean(&self) -> bool {
+        self.unclean
+    }
+
     /// Puts the sign of unfinished changes on disk, before the first change of a mount.
     pub fn begin(&self) -> Result<()> {
         if self.begun.load(Ordering::Acquire) {
@@ -147,6 +158,7 @@ impl WorkDir {
         sweep(self.stage.as_fd())?;
         sweep(self.parked.as_fd())?;
         // A mount that changed nothing cleans up as well what one before it left behind.
+        uncommitted::remove_lists(self.private.as_fd())?;
         match remove_dir(self.root.as_fd(), "work/incompat/layerfs") {
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(e) => return Err(e),
@@ -212,7 +224,7 @@ fn make_dir(path: &Path) -> std::result::Result<Option<PathBuf>, SetupError> {
 }
 
 /// Opens a directory of ours, making it when it is missing.
-fn open_sub(at: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+pub(super) fn open_sub(at: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match sys::posix::mkdirat(at, name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(e) => return Err(e),

@@ -93,3 +93,9 @@ pub fn fdatasync(fd: impl AsFd) -> Result<(), Errno> {
     fault::point()?;
     nix::unistd::fdatasync(fd)
 }
+
+/// syncfs(2).
+pub fn syncfs(fd: impl AsFd) -> Result<(), Errno> {
+    fault::point()?;
+    nix::unistd::syncfs(fd)
+}

@@ -308,7 +308,9 @@ impl Union {
                     None => CopyUp::Metadata,
                 };
                 self.ensure_upper(&inode, copy)?;
-                self.set_file_attr(upper, caller, &inode, change)?;
+                let done = self.set_file_attr(upper, caller, &inode, change);
+                self.content_changed(&inode);
+                done?;
             }
         }
         self.attr_of(&inode)

@@ -152,7 +152,7 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
-        let (staged, stat) = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
+        let (staged, stat, uncommitted) = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
         let key = ObjKey::from(&sys::file::stat(staged.fd())?);
         let mut staged = Some(staged);
         loop {
@@ -162,6 +162,9 @@ impl Union {
                 let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?);
                 self.switch_to_copy(inode, &object, key, lower_key, &stat);
                 if stat.nlink > 1 && self.has_uncovered_names(inode) {
+                    if uncommitted {
+                        self.commit_later(inode);
+                    }
                     self.unpin(inode);
                     self.index_copy(inode, &object, &stat, origin.as_ref());
                     return Ok(());
@@ -177,6 +180,9 @@ impl Union {
             }
             let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
             self.switch_to_copy(inode, &object, key, lower_key, &stat);
+            if uncommitted {
+                self.commit_later(inode);
+            }
             if stat.nlink > 1 {
                 self.index_copy(inode, &object, &stat, origin.as_ref());
             }
@@ -185,7 +191,8 @@ impl Union {
         }
     }
 
-    /// Brings up the data of a file whose metadata is in upper already, in place: the mark goes when the data is durable.
+    /// Brings up the data of a file whose metadata is in upper already, in place: the mark goes when the data
+    /// is durable, or marked as not being that yet.
     fn complete(&self, inode: &Arc<Inode>, copy: CopyUp) -> Result<()> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let _one = inode.copy_up.lock();
@@ -193,22 +200,25 @@ impl Union {
         let upper = self.stack.upper()?;
         let object = self.open_for_writing(inode)?;
         let before = sys::file::stat(&object)?;
-        if copy != CopyUp::WithoutData {
-            let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
-            let stat = sys::file::stat(&lower)?;
+        let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+        let stat = sys::file::stat(&lower)?;
+        let uncommitted = if copy == CopyUp::WithoutData {
+            // Marked first: recovery gives the size back as long as the data is the lower's.
+            let uncommitted = self.guard_copy(inode, &object, &data, &stat)?;
+            upper.truncate(&object, 0)?;
+            uncommitted
+        } else {
             let kind = self.keeping_capabilities(&object, || upper.fill_data(lower.as_fd(), &stat, &object))?;
             self.counters.copied_bytes(kind, stat.size);
             upper.set_times(&object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
-            if !self.options.volatile {
-                sys::posix::fsync(&object)?;
-            }
-        }
-        if copy == CopyUp::WithoutData {
-            upper.truncate(&object, 0)?;
-        }
+            self.guard_copy(inode, &object, &data, &stat)?
+        };
         upper.remove_mark(&object, Mark::Metacopy)?;
         self.counters.copied_up(CopyUpKind::Completed);
         file.write().rare_mut().data = None;
+        if uncommitted {
+            self.commit_later(inode);
+        }
         self.files.put(inode.id, ObjKey::from(&before), OpenFile::Write(object));
         Ok(())
     }
@@ -247,7 +257,7 @@ impl Union {
         name: &Name,
         origin: Option<&Origin>,
         copy: CopyUp,
-    ) -> Result<(Staged<'_>, Stat)> {
+    ) -> Result<(Staged<'_>, Stat, bool)> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let (key, data) = {
             let file = file.read();
@@ -270,12 +280,16 @@ impl Union {
             }
             _ => upper.stage_node(stat.mode, stat.rdev)?,
         };
+        // The metadata of a lower file may be in another layer than its data.
+        let data = data.unwrap_or_else(|| LowerData { dir: dir.clone(), name: name.clone(), key });
+        let mut data_stat = stat;
         if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 {
-            // The metadata of a lower file may be in another layer than its data.
-            let at = data.unwrap_or_else(|| LowerData { dir: dir.clone(), name: name.clone(), key });
-            let data = self.stack.open_at(&at.dir, &at.name, at.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
-            let kind = upper.copy_data(data.as_fd(), &sys::file::stat(&data)?, &staged)?;
+            let file = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+            data_stat = sys::file::stat(&file)?;
+            let kind = upper.copy_data(file.as_fd(), &data_stat, &staged)?;
             self.counters.copied_bytes(kind, stat.size);
+        } else if data.key != key {
+            data_stat = self.stack.stat_at(&data.dir, &data.name)?.ok_or(Errno::ESTALE)?;
         }
         upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
         if copy == CopyUp::WithoutData && stat.size > 0 {
@@ -288,17 +302,15 @@ impl Union {
         if null_device {
             upper.set_mark(&staged, Mark::Device, b"0:0")?;
         }
-        if inode.kind == FileKind::Regular && stat.size > 0 && !self.options.volatile {
-            // A name must never show a half-filled copy after a power loss.
-            upper.sync_staged(&staged)?;
-        }
+        let guarded = inode.kind == FileKind::Regular && stat.size > 0;
+        let uncommitted = guarded && self.guard_copy(inode, &staged, &data, &data_stat)?;
         self.counters.copied_up(match (inode.kind, copy) {
             (FileKind::Regular, CopyUp::WithoutData) => CopyUpKind::Truncated,
             (FileKind::Regular, _) => CopyUpKind::Data,
             (FileKind::Symlink, _) => CopyUpKind::Symlink,
             _ => CopyUpKind::Special,
         });
-        Ok((staged, stat))
+        Ok((staged, stat, uncommitted))
     }
 }
 

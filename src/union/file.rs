@@ -17,7 +17,7 @@ use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
-use crate::union::{Caller, FileKind, SetAttr, StatFs, Time, Union};
+use crate::union::{Caller, Durability, FileKind, SetAttr, StatFs, Time, Union};
 
 impl Union {
     /// Opens a file where the kernel asks for each opening: for writing it is copied up now, as the kernel's overlay does, and
@@ -65,7 +65,9 @@ impl Union {
         let inode = self.regular(ino)?;
         let file = self.writable_file(&inode)?;
         self.mtime_moves(&inode);
-        self.write_all(&file, offset, data)
+        let written = self.write_all(&file, offset, data);
+        self.content_changed(&inode);
+        written
     }
 
     /// As [`Union::write`], for pages of the kernel's cache. The kernel keeps the file's time of modification, and tells it
@@ -82,7 +84,9 @@ impl Union {
             let (sec, nsec) = sys::file::stat(&file)?.mtime;
             state.write().rare_mut().kernel_mtime.get_or_insert(Time { sec, nsec });
         }
-        let written = self.write_pages(&inode, &file, offset, data)?;
+        let written = self.write_pages(&inode, &file, offset, data);
+        self.content_changed(&inode);
+        let written = written?;
         // Read after the write: the kernel may have told another one meanwhile.
         let told = state.read().rare().and_then(|rare| rare.kernel_mtime);
         if let Some(time) = told {
@@ -137,7 +141,8 @@ impl Union {
         self.counters.count(Op::Fsync);
         let inode = self.inode(ino)?;
         let Node::Other(file) = &inode.node else { return self.sync_dir(&inode) };
-        if self.options.volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
+        let volatile = self.options.durability == Durability::Volatile;
+        if volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
             return Ok(());
         }
         // A metadata copy's data is the lower's: what is to be synced is the copy.
@@ -147,7 +152,8 @@ impl Union {
         } else {
             self.readable_file(&inode)?
         };
-        if datasync { sys::posix::fdatasync(file.as_fd()) } else { sys::posix::fsync(file.as_fd()) }
+        if datasync { sys::posix::fdatasync(file.as_fd()) } else { sys::posix::fsync(file.as_fd()) }?;
+        self.commit_one(&inode)
     }
 
     /// Makes a directory's entries durable.
@@ -163,7 +169,10 @@ impl Union {
         let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         let gone = node.state.read().removed.is_some();
         match node.view().upper {
-            Some(upper) if !self.options.volatile && !gone => sys::posix::fsync(self.stack.open_dir_readable(&upper)?),
+            Some(upper) if self.options.durability != Durability::Volatile && !gone => {
+                self.commit_in(dir)?;
+                sys::posix::fsync(self.stack.open_dir_readable(&upper)?)
+            }
             _ => Ok(()),
         }
     }
@@ -178,7 +187,9 @@ impl Union {
         let file = self.writable_file(&inode)?;
         let number = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
         self.mtime_moves(&inode);
-        self.stack.upper()?.allocate(&file, mode, number(offset)?, number(length)?)
+        let done = self.stack.upper()?.allocate(&file, mode, number(offset)?, number(length)?);
+        self.content_changed(&inode);
+        done
     }
 
     /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
@@ -204,11 +215,13 @@ impl Union {
         self.counters.count(Op::CopyFileRange);
         let (from, to) = (self.regular(ino_in)?, self.regular(ino_out)?);
         self.mtime_moves(&to);
-        let to = self.writable_file(&to)?;
+        let file = self.writable_file(&to)?;
         let from = self.readable_file(&from)?;
         // The answer is a 32-bit number.
         let len = usize::try_from(len.min(1 << 30)).map_err(|_| Errno::EINVAL)?;
-        self.stack.upper()?.copy_range(from.as_fd(), off_in, &to, off_out, len)
+        let copied = self.stack.upper()?.copy_range(from.as_fd(), off_in, &file, off_out, len);
+        self.content_changed(&to);
+        copied
     }
 
     /// statfs(2): of upper's filesystem, else the top lower's.

@@ -24,6 +24,8 @@ pub(super) struct Inode {
     pub lookups: AtomicU64,
     /// How many children hold it as their parent.
     pub pins: AtomicU32,
+    /// When its content changed last, by [`Union::content_changed`].
+    pub changed_at: AtomicU32,
     /// Held by the one copy-up of it at a time.
     pub copy_up: Mutex<()>,
     /// What it is made of.
@@ -292,6 +294,7 @@ impl Inode {
             kind,
             lookups: AtomicU64::new(1),
             pins: AtomicU32::new(0),
+            changed_at: AtomicU32::new(0),
             copy_up: Mutex::new(()),
             node,
         }
@@ -350,6 +353,32 @@ impl Inode {
         }
         names.reverse();
         names
+    }
+
+    /// The path of its first name, from the root; empty when it has none.
+    pub(super) fn path(&self) -> Vec<Name> {
+        let place = |inode: &Inode| match &inode.node {
+            Node::Dir(dir) => dir.state.read().place.clone(),
+            Node::Other(file) => file.read().links.as_slice().first().map(|l| (l.parent.clone(), l.name.clone())),
+        };
+        let mut names = Vec::new();
+        let mut next = place(self);
+        while let Some((parent, name)) = next {
+            names.push(name);
+            next = place(&parent);
+        }
+        names.reverse();
+        names
+    }
+
+    /// The names of a file: each directory's number, and the name in it.
+    pub(super) fn names(&self) -> Vec<(u64, Name)> {
+        match &self.node {
+            Node::Dir(_) => Vec::new(),
+            Node::Other(file) => {
+                file.read().links.as_slice().iter().map(|link| (link.parent.number, link.name.clone())).collect()
+            }
+        }
     }
 
     /// Whether it has this name.

@@ -6,6 +6,7 @@
 mod acl;
 mod attr;
 mod cache;
+mod commit;
 mod copy_up;
 mod create;
 mod file;
@@ -25,6 +26,7 @@ mod stats;
 mod xattr;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -36,6 +38,7 @@ use crate::name::Name;
 #[cfg(fuzzing)]
 pub use acl::inherit as inherit_acl;
 pub use attr::{Attr, Caller, FileKind, SetAttr, SetTime, Time};
+pub use commit::Durability;
 pub use readdir::DirEntry;
 pub use rename::RenameFlags;
 pub use stats::{CacheStats, LayerInfo, STATS_XATTR, Stats};
@@ -63,8 +66,10 @@ pub struct Options {
     /// How long the kernel may keep names and attributes; `None`: for good, since only we change the layers. Zero also
     /// turns the lookup cache off.
     pub timeout: Option<Duration>,
-    /// Leave out every sync to disk.
-    pub volatile: bool,
+    /// When the data of copies reaches the disk.
+    pub durability: Durability,
+    /// Which run of the machine this is; `None`: the one that the kernel says.
+    pub boot_id: Option<String>,
     /// Store redirects, so that merged directories can be renamed.
     pub redirect_dir: bool,
     /// POSIX ACLs; without them their attributes are answered with EOPNOTSUPP.
@@ -79,7 +84,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             timeout: None,
-            volatile: false,
+            durability: Durability::default(),
+            boot_id: None,
             redirect_dir: true,
             acl: true,
             xino: Xino::Auto,
@@ -101,6 +107,11 @@ pub struct Union {
     pins: pin::Pins,
     hard_links: hard_links::HardLinks,
     counters: stats::Counters,
+    commits: commit::Commits,
+    /// How often the content of any file changed.
+    changes: AtomicU32,
+    /// This run of the machine.
+    boot: String,
     /// See [`crate::sys::privilege::ambiguous_ids`].
     ambiguous_ids: Option<(u32, u32)>,
     /// Shared by publications of copy-ups, exclusive for the rename of a directory.
@@ -115,8 +126,14 @@ impl Union {
     ///
     /// # Errors
     /// What is wrong with the layers, in one sentence; nothing on disk was changed then.
-    pub fn open(spec: &StackSpec, options: Options) -> std::result::Result<Self, SetupError> {
-        let stack = Stack::open(spec, options.volatile)?;
+    pub fn open(spec: &StackSpec, mut options: Options) -> std::result::Result<Self, SetupError> {
+        let boot = options.boot_id.take().unwrap_or_else(crate::sys::boot::id);
+        if boot.is_empty() && options.durability == Durability::Batched {
+            log::warn!("which run of the machine this is can't be told: each copy-up waits for the disk");
+            options.durability = Durability::Strict;
+        }
+        let stack = Stack::open(spec, options.durability == Durability::Volatile)?;
+        stack.recover(&boot)?;
         let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
         let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino);
         Ok(Self {
@@ -128,6 +145,9 @@ impl Union {
             pins: pin::Pins::default(),
             hard_links: hard_links::HardLinks::default(),
             counters: stats::Counters::default(),
+            commits: commit::Commits::default(),
+            changes: AtomicU32::new(1),
+            boot,
             ambiguous_ids: crate::sys::privilege::ambiguous_ids(),
             renames: RwLock::new(()),
             stack,
@@ -140,6 +160,8 @@ impl Union {
     /// # Errors
     /// What the work directory could not be cleaned up for; a next mount does it then.
     pub fn close(&self) -> Result<()> {
+        self.end_batches();
+        self.commit()?;
         self.files.clear();
         self.save_unsaved_links();
         match self.stack.upper() {
@@ -180,11 +202,21 @@ impl Union {
         &self.options
     }
 
-    /// Drops `n` lookup counts of an inode; at none left it is forgotten.
-    pub fn forget(&self, ino: u64, n: u64) {
+    /// Drops `n` lookup counts of an inode; at none left it is forgotten. Returns the names (directory and name) of a file
+    /// that changed and still is known: by an answer that may have been under way while it changed.
+    pub fn forget(&self, ino: u64, n: u64) -> Vec<(u64, Name)> {
         self.counters.count(Op::Forget);
         if let Some(gone) = self.table.forget(ino, n) {
             self.release(&gone);
+            return Vec::new();
+        }
+        match self.table.get(ino) {
+            Some(inode)
+                if inode.lookups.load(Ordering::Relaxed) > 0 && inode.changed_at.load(Ordering::Relaxed) > 0 =>
+            {
+                inode.names()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -209,6 +241,17 @@ impl Union {
     fn dir(&self, ino: u64) -> Result<Arc<Inode>> {
         let inode = self.inode(ino)?;
         if inode.kind == FileKind::Directory { Ok(inode) } else { Err(Errno::ENOTDIR) }
+    }
+
+    /// Notes that a file's content has changed, before the caller hears of it.
+    fn content_changed(&self, inode: &Inode) {
+        inode.changed_at.store(self.changes.fetch_add(1, Ordering::AcqRel), Ordering::Release);
+    }
+
+    /// Whether a file's content has changed since `changes` had that value; it wraps around.
+    fn has_changed_since(&self, inode: &Inode, changes: u32) -> bool {
+        let age = self.changes.load(Ordering::Acquire).wrapping_sub(changes);
+        inode.changed_at.load(Ordering::Acquire).wrapping_sub(changes) < age
     }
 
     /// Names that users can't have: AUFS whiteouts would be read back as deletions.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ use crate::name::Name;
 use crate::sys;
 use crate::union::inode::{DirView, Inode};
 use crate::union::listing::{Entry, FIRST_OFFSET, Listing};
-use crate::union::lookup::Found;
+use crate::union::lookup::{Found, Held};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union};
 
@@ -22,8 +23,9 @@ use crate::union::{Attr, FileKind, Union};
 const AFTER_DOT: u64 = 1;
 const AFTER_DOT_DOT: u64 = 2;
 
-/// How many entries are taken from a listing at a time, so that it is not locked while they are looked up.
-const BATCH: usize = 128;
+/// How many entries are taken from a listing at a time, so that it is not locked while they are looked up; about as many
+/// as a caller with a buffer of 32 KiB, as the C library has, gets with their attributes in one answer.
+const BATCH: usize = 192;
 
 /// What the layers down to some point make of each name; `None`: hidden.
 type Merged = HashMap<Box<[u8]>, Option<Entry>>;
@@ -118,7 +120,11 @@ impl Union {
     }
 
     /// As [`Union::readdir`] with the attributes of each entry, whose lookup count grows by one for each entry taken but
-    /// `.` and `..`.
+    /// `.` and `..`. May end before the sink is full.
+    ///
+    /// Attributes must not be older than the answer: from a listing the kernel (seen on 6.18) makes an inode that it has
+    /// forgotten since it asked, and under writeback takes its size and time of modification for good. Those that changed
+    /// while the others were looked up are read again, and an answer is one batch, so that it is not old when it is sent.
     ///
     /// # Errors
     /// As readdir.
@@ -132,18 +138,20 @@ impl Union {
         }
         let listing = self.listing(&dir, offset <= AFTER_DOT_DOT)?;
         let mut after = offset.max(FIRST_OFFSET - 1);
-        loop {
+        let mut given = false;
+        while !given {
             let batch: Vec<(u64, Entry)> =
                 listing.lock().after(after).take(BATCH).map(|(at, entry)| (at, entry.clone())).collect();
             if batch.is_empty() {
                 return Ok(());
             }
-            for (at, entry) in batch {
-                after = at;
-                let name = Name::new(&entry.name).map_err(|_| Errno::EIO)?;
-                // It may be gone since it was listed.
-                let (held, attr) = match self.hold_with_attr(&dir, &name, entry.layer) {
+            after = batch.last().map_or(after, |(at, _)| *at);
+            let changes = self.changes.load(Ordering::Acquire);
+            let found: Vec<_> = batch.into_iter().map(|(at, entry)| (at, self.look_up(&dir, &entry), entry)).collect();
+            for (at, found, entry) in found {
+                let (held, attr) = match found {
                     Ok(Some(held)) => held,
+                    // It is gone since it was listed.
                     Ok(None) | Err(Errno::ENOENT | Errno::ESTALE) => continue,
                     Err(_) => {
                         if !self.unresolved(&entry, at, &own, sink) {
@@ -152,13 +160,21 @@ impl Union {
                         continue;
                     }
                 };
+                let attr = if self.has_changed_since(&held, changes) { self.attr_of(&held)? } else { attr };
                 let shown = DirEntry { name: &entry.name, ino: attr.ino, kind: held.kind, next: at, resolved: true };
                 if !sink(&shown, &attr) {
                     return Ok(());
                 }
                 held.keep();
+                given = true;
             }
         }
+        Ok(())
+    }
+
+    fn look_up(&self, dir: &Arc<Inode>, entry: &Entry) -> Result<Option<(Held<'_>, Attr)>> {
+        let name = Name::new(&entry.name).map_err(|_| Errno::EIO)?;
+        self.hold_with_attr(dir, &name, entry.layer)
     }
 
     /// Gives a sink an entry that can't be looked up.

@@ -19,7 +19,7 @@ use crate::union::inode::{DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
 use crate::union::remove::lock_two;
 use crate::union::stats::Op;
-use crate::union::{Attr, FileKind, Union};
+use crate::union::{Attr, Durability, FileKind, Union};
 
 /// The flags of renameat2(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -161,6 +161,7 @@ impl Union {
         flags: RenameFlags,
     ) -> Result<()> {
         self.mark_moved(source, from, to)?;
+        self.start_writeback(source, to);
         let (mut last, mut losing) = (None, None);
         match target {
             Some(target) if target.kind == FileKind::Directory => {
@@ -198,6 +199,19 @@ impl Union {
         match device {
             Some(stat) => self.show_device(from, &stat),
             None => Ok(()),
+        }
+    }
+
+    /// A file that takes the name of a lower one begins its way to disk before: else a power loss leaves an empty file there
+    /// where a whole one was.
+    fn start_writeback(&self, source: &Held<'_>, to: &Side<'_>) {
+        let durable = self.options.durability != Durability::Volatile;
+        if !durable || !to.below || source.kind != FileKind::Regular {
+            return;
+        }
+        let started = self.writable_file(source).and_then(|file| self.stack.upper()?.start_writeback(&file));
+        if let Err(e) = started {
+            log::debug!("{} was not written back before its rename: {e}", to.name);
         }
     }
 
@@ -276,6 +290,8 @@ impl Union {
     fn exchange(&self, a: &Held<'_>, b: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         self.mark_moved(a, from, to)?;
         self.mark_moved(b, to, from)?;
+        self.start_writeback(a, to);
+        self.start_writeback(b, from);
         self.drop_dot_whiteout(Some(a), from)?;
         self.drop_dot_whiteout(Some(b), to)?;
         let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));

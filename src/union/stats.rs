@@ -56,6 +56,9 @@ pub struct Stats {
     pub copy_ups: BTreeMap<String, u64>,
     /// Bytes of data copied up, by how.
     pub copy_up_bytes: BTreeMap<String, u64>,
+    /// Copies whose data may not be on disk yet.
+    #[serde(default)]
+    pub uncommitted: u64,
     /// Inodes that the kernel, or a child of theirs, knows.
     pub inodes: u64,
     /// Descriptors held for layers, directories, data files and unlinked files.
@@ -197,6 +200,7 @@ impl Union {
             cache: self.cache.stats(),
             copy_ups: named(COPY_UP_NAMES.into_iter(), &self.counters.copy_ups),
             copy_up_bytes: named(COPY_KINDS.map(<&'static str>::from).into_iter(), &self.counters.bytes),
+            uncommitted: self.commits.len() as u64,
             inodes: self.table.len(),
             descriptors: (self.stack.descriptors() + self.files.len() + self.pins.len()) as u64,
             resident_bytes: sys::memory::resident(),
@@ -213,7 +217,7 @@ impl Union {
             ("pid".to_owned(), std::process::id().to_string()),
             ("redirect_dir".to_owned(), on(options.redirect_dir)),
             ("timeout".to_owned(), options.timeout.map_or("infinite".to_owned(), |t| t.as_secs_f64().to_string())),
-            ("volatile".to_owned(), on(options.volatile)),
+            ("durability".to_owned(), format!("{:?}", options.durability).to_lowercase()),
             ("writable".to_owned(), on(self.stack.is_writable())),
             ("xino".to_owned(), on(options.xino != Xino::Off)),
         ])

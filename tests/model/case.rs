@@ -133,6 +133,8 @@ pub enum Op {
     Release {
         which: usize,
     },
+    /// Has all copies reach the disk.
+    Commit,
     /// Ends the union cleanly and opens it again.
     Remount,
     /// Ends it as a killed process does, and opens it again. `midway`: with what an operation leaves that was under way.

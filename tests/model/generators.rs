@@ -160,6 +160,7 @@ fn op() -> impl Strategy<Value = Op> {
         14 => content_op(),
         4 => subject().prop_map(|of| Op::Hold { of }),
         2 => (0..8_usize).prop_map(|which| Op::Release { which }),
+        1 => Just(Op::Commit),
         1 => Just(Op::Remount),
         1 => any::<bool>().prop_map(|midway| Op::Crash { midway }),
         1 => Just(Op::AddLayer),

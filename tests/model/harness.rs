@@ -120,6 +120,7 @@ impl Run {
             view.union.forget(kept.ino, 1);
         }
         self.known.forget_all(&view);
+        view.union.commit().map_err(|e| format!("the last commit fails: {e}"))?;
         let left = view.stats().inodes;
         if left != self.inodes {
             return Err(format!("{left} inodes are known after everything was forgotten, {} at first", self.inodes));
@@ -234,10 +235,20 @@ impl Run {
                 }
                 Ok(())
             }
+            Op::Commit => self.commit(),
             Op::Remount => self.remount(),
             Op::Crash { midway } => self.crash(midway),
             Op::AddLayer => self.add_layer(),
             _ => self.operate(step, op),
+        }
+    }
+
+    fn commit(&self) -> Checked {
+        let Some(view) = &self.view else { return Ok(()) };
+        view.union.commit().map_err(|e| format!("a commit fails: {e}"))?;
+        match view.stats().uncommitted {
+            0 => Ok(()),
+            left => Err(format!("{left} copies are uncommitted after a commit")),
         }
     }
 

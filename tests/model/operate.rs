@@ -46,7 +46,7 @@ impl Run {
             Op::CopyRange { from, to, offset, length } => self.copy_range(from, to, offset, length),
             Op::Chmod { .. } | Op::Chown { .. } | Op::Times { .. } => self.change_attributes(op),
             Op::SetXattr { .. } | Op::RemoveXattr { .. } => self.change_xattrs(op),
-            Op::Hold { .. } | Op::Release { .. } | Op::Remount | Op::Crash { .. } | Op::AddLayer => Ok(()),
+            Op::Hold { .. } | Op::Release { .. } | Op::Commit | Op::Remount | Op::Crash { .. } | Op::AddLayer => Ok(()),
         }
     }
 

@@ -130,6 +130,7 @@ fn trees_that_move_while_they_are_worked_in() {
     let upper = ["a", "b"].iter().flat_map(|dir| (0..40).map(move |index| format!("{dir}/sub/{index}")));
     let changed = upper.filter(|path| view.text(path) == "UPPER").count();
     assert_eq!(changed, 40, "each number was written once, in one of the two");
+    view.union.commit().unwrap();
     assert_eq!(view.stats().inodes, inodes);
     assert_eq!(layers.staged(), [""; 0]);
 }

@@ -132,7 +132,7 @@ fn what_a_crash_left_in_the_work_directory_is_swept() {
 fn volatile_says_so_on_disk() {
     let layers = Layers::new(1);
     layers.file(0, "f", "lower");
-    let options = layerfs::union::Options { volatile: true, ..Default::default() };
+    let options = layerfs::union::Options { durability: layerfs::union::Durability::Volatile, ..Default::default() };
     let view = layers.open_with(options);
     view.write("f", 0, b"UPPER").unwrap();
     assert!(layers.work("work/incompat/volatile/dirty").exists());

@@ -111,7 +111,7 @@ fn a_union_that_is_never_mounted_leaves_nothing_behind() {
 fn a_volatile_upper_of_another_boot_is_refused() {
     let layers = Layers::new(1);
     layers.file(0, "f", "lower");
-    let view = layers.open_with(Options { volatile: true, ..Options::default() });
+    let view = layers.open_with(Options { durability: layerfs::union::Durability::Volatile, ..Options::default() });
     view.write("f", 0, b"UPPER").unwrap();
     view.close();
     let view = layers.open();

@@ -1,0 +1,346 @@
+//! After an unclean end: copies that were not committed are committed now, or, when the machine itself stopped meanwhile, get
+//! their origin's content again.
+//!
+//! An uncommitted copy is known by its mark, never by its name: it may have been renamed, linked or renamed over since. Each
+//! step can be interrupted and done again: the mark goes last.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use crate::error::{Errno, Result, SetupError, is_passing};
+use crate::layer::marks::Mark;
+use crate::layer::real::ObjKey;
+use crate::layer::stack::{Layer, Stack, walk};
+use crate::layer::stage::{self, Over};
+use crate::layer::uncommitted::{self, Uncommitted};
+use crate::layer::upper::{Upper, UpperDir, UpperObject};
+use crate::layer::work::open_sub;
+use crate::name::Name;
+use crate::sys;
+use crate::sys::file::{Stat, TimeChange};
+use crate::sys::xattr::Target;
+
+/// How much of two files is compared at a time, in bytes.
+const COMPARED: usize = 1 << 20;
+
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+/// Where an uncommitted copy was found.
+#[derive(Debug)]
+enum Place {
+    /// A name in upper.
+    Upper(UpperDir, Name),
+    /// A name in the index.
+    Index(Name),
+}
+
+/// An uncommitted copy.
+#[derive(Debug)]
+struct Found {
+    place: Place,
+    mark: Uncommitted,
+}
+
+impl Found {
+    /// Its name for the log.
+    fn shown(&self) -> String {
+        match &self.place {
+            Place::Upper(dir, name) => {
+                dir.path().iter().map(|part| format!("{part}/")).chain([name.to_string()]).collect()
+            }
+            Place::Index(name) => format!("{name} in the index"),
+        }
+    }
+}
+
+impl Stack {
+    /// Puts right what a mount before this one left unfinished. `boot` is this run of the machine.
+    ///
+    /// # Errors
+    /// What keeps upper from being put right; the mount must not come about then, and a later one tries again.
+    pub fn recover(&self, boot: &str) -> std::result::Result<(), SetupError> {
+        let Some(root) = self.layers().first().filter(|layer| layer.root.layer.is_upper()) else { return Ok(()) };
+        self.recover_uncommitted(boot).map_err(|e| {
+            let what = format!("the upper layer can't be recovered after an unclean end ({e})");
+            SetupError::new(what, &root.path, "nothing is lost: make it readable and writable, and mount again")
+        })
+    }
+
+    fn recover_uncommitted(&self, boot: &str) -> Result<()> {
+        let upper = self.upper()?;
+        if !upper.work.is_unclean() {
+            return Ok(());
+        }
+        let found = match uncommitted::read_lists(upper.work.private.as_fd(), boot)? {
+            Some(paths) => match self.all_at(&paths)? {
+                Some(found) => found,
+                None => self.search()?,
+            },
+            None => self.search()?,
+        };
+        let (ours, cut): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|found| found.mark.boot == boot && !boot.is_empty());
+        upper.begin()?;
+        self.commit(&ours)?;
+        for found in &cut {
+            self.restore(found)?;
+        }
+        uncommitted::remove_lists(upper.work.private.as_fd())
+    }
+
+    /// The copies at the paths where they were published; `None` if one of them is not there any more.
+    fn all_at(&self, paths: &[Vec<Name>]) -> Result<Option<Vec<Found>>> {
+        let mut all = Vec::new();
+        for path in paths {
+            match self.at_path(path)? {
+                Some(found) => all.push(found),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    fn at_path(&self, path: &[Name]) -> Result<Option<Found>> {
+        let Some((last, parents)) = path.split_last() else { return Ok(None) };
+        let mut dir = self.upper_root().ok_or(Errno::EROFS)?;
+        for name in parents {
+            let Some(stat) = self.stat_at(&dir, name)?.filter(Stat::is_dir) else { return Ok(None) };
+            let child = self.child_dir(&dir, name, &stat)?;
+            dir = self.as_upper(&child).ok_or(Errno::EIO)?;
+        }
+        match self.stat_at(&dir, last)? {
+            Some(stat) if stat.is_file() => self.marked(&dir, last),
+            _ => Ok(None),
+        }
+    }
+
+    /// Looks at every file of upper and of the index.
+    fn search(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.upper_root().ok_or(Errno::EROFS)?];
+        while let Some(dir) = dirs.pop() {
+            for (name, kind) in entries(self.open_dir_readable(&dir)?.as_fd())? {
+                if kind == libc::DT_REG {
+                    found.extend(self.marked(&dir, &name)?);
+                } else if kind == libc::DT_DIR || kind == libc::DT_UNKNOWN {
+                    let Some(stat) = self.stat_at(&dir, &name)? else { continue };
+                    if stat.is_dir() {
+                        let child = self.child_dir(&dir, &name, &stat)?;
+                        dirs.extend(self.as_upper(&child).filter(|child| !child.is_void()));
+                    } else if stat.is_file() {
+                        found.extend(self.marked(&dir, &name)?);
+                    }
+                }
+            }
+        }
+        let upper = self.upper()?;
+        for name in upper.indexed_names()? {
+            let value = upper.indexed_mark(&name, Mark::Uncommitted)?;
+            found.extend(
+                value.and_then(|value| parse(&value, &name)).map(|mark| Found { place: Place::Index(name), mark }),
+            );
+        }
+        Ok(found)
+    }
+
+    fn marked(&self, dir: &UpperDir, name: &Name) -> Result<Option<Found>> {
+        let value = self.xattr_at(dir, name, self.namespace().name(Mark::Uncommitted))?;
+        let mark = value.and_then(|value| parse(&value, name));
+        Ok(mark.map(|mark| Found { place: Place::Upper(dir.clone(), name.clone()), mark }))
+    }
+
+    /// The machine did not stop: all data is there, and has to reach the disk only.
+    fn commit(&self, found: &[Found]) -> Result<()> {
+        if found.is_empty() {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        upper.sync_all()?;
+        for found in found {
+            let object = self.open_found(found)?;
+            if upper.is_metacopy(&object)? {
+                self.undo_completion(found, &object)?;
+            }
+            upper.remove_mark(&object, Mark::Uncommitted)?;
+        }
+        upper.sync_all()
+    }
+
+    fn open_found(&self, found: &Found) -> Result<UpperObject> {
+        match &found.place {
+            Place::Upper(dir, name) => {
+                let key = self.stat_at(dir, name)?.map(|stat| ObjKey::from(&stat)).ok_or(Errno::ESTALE)?;
+                self.open_upper_object(dir, name, key, OFlag::O_RDWR)
+            }
+            Place::Index(name) => {
+                let upper = self.upper()?;
+                let key = upper.indexed(name)?.map(|stat| ObjKey::from(&stat)).ok_or(Errno::ESTALE)?;
+                upper.open_indexed(name, key, OFlag::O_RDWR)
+            }
+        }
+    }
+
+    /// Gives a copy its origin's content again, unless it has it. What it has instead is kept aside.
+    fn restore(&self, found: &Found) -> Result<()> {
+        let upper = self.upper()?;
+        let object = self.open_found(found)?;
+        if upper.is_metacopy(&object)? {
+            self.undo_completion(found, &object)?;
+        } else if let Some((origin, stat)) = self.origin_file(&found.mark)? {
+            let own = sys::file::stat(&object)?;
+            if own.size != stat.size || !same_content(object.as_fd(), origin.as_fd())? {
+                let kept = if own.size > 0 { Some(upper.keep_aside(&object, &own)?) } else { None };
+                upper.rewrite(&object, &own, origin.as_fd(), &stat)?;
+                log::warn!(
+                    "{} has the content of its lower file again: the machine stopped before its copy was on disk{}",
+                    found.shown(),
+                    kept.map_or(String::new(), |kept| format!(
+                        "; what it held is layerfs/recovered/{kept} in the work directory"
+                    ))
+                );
+            }
+        } else {
+            log::error!(
+                "{} may be damaged: the machine stopped before its copy was on disk, and no layer has its lower file now; \
+                 mount with that layer again to recover it",
+                found.shown()
+            );
+            return Ok(());
+        }
+        sys::posix::fsync(&object)?;
+        upper.remove_mark(&object, Mark::Uncommitted)?;
+        sys::posix::fsync(&object)
+    }
+
+    /// A metadata copy whose data was on its way: the data is the lower's still, so that its size is to be, too.
+    fn undo_completion(&self, found: &Found, object: &UpperObject) -> Result<()> {
+        let Some((_, stat)) = self.origin_file(&found.mark)? else { return Ok(()) };
+        let own = sys::file::stat(object)?;
+        if own.size == stat.size {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        upper.truncate(object, stat.size)?;
+        upper.set_times(object, TimeChange::Omit, TimeChange::At(own.mtime.0, own.mtime.1))
+    }
+
+    /// The lower file that a copy's data came from: in the layer where it was, or, if others were added since, in another.
+    fn origin_file(&self, mark: &Uncommitted) -> Result<Option<(OwnedFd, Stat)>> {
+        let Ok(path) = mark.path() else { return Ok(None) };
+        let lowers = || self.layers().iter().filter(|layer| !layer.root.layer.is_upper());
+        let first = lowers().filter(|layer| layer.root.layer.0 == mark.layer);
+        let others = lowers().filter(|layer| layer.root.layer.0 != mark.layer);
+        for layer in first.chain(others) {
+            let file = match open_file(layer, &path) {
+                Ok(file) => file,
+                Err(e) if is_passing(e) => return Err(e),
+                Err(_) => continue,
+            };
+            let stat = sys::file::stat(&file)?;
+            if mark.is_of(&stat) {
+                return Ok(Some((file, stat)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Upper {
+    fn is_metacopy(&self, object: &UpperObject) -> Result<bool> {
+        match sys::xattr::get(Target::Fd(object.as_fd()), self.namespace.name(Mark::Metacopy)) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Copies what a file holds into `W/layerfs/recovered`, durably; returns its name there.
+    fn keep_aside(&self, object: &UpperObject, stat: &Stat) -> Result<Name> {
+        let dir = open_sub(self.work.private.as_fd(), "recovered")?;
+        let mut number = 1_u64;
+        let name = loop {
+            let name = Name::new(number.to_string().as_bytes())?;
+            match sys::file::stat_at(dir.as_fd(), name.as_cstr()) {
+                Err(Errno::ENOENT) => break name,
+                taken => taken.map(|_| number += 1)?,
+            }
+        };
+        let staged = self.stage_file()?;
+        stage::copy_data(object.as_fd(), stat, staged.fd())?;
+        sys::posix::fsync(staged.fd())?;
+        self.publish_in(staged, dir.as_fd(), &name, Over::Nothing)?;
+        let readable = sys::posix::openat(&dir, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        sys::posix::fsync(readable)?;
+        Ok(name)
+    }
+
+    /// Gives a file another content, and the time of it; `own` is what else stays as it is.
+    fn rewrite(&self, object: &UpperObject, own: &Stat, content: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+        let capability = sys::xattr::get(Target::Fd(object.as_fd()), CAPABILITY).ok();
+        self.truncate(object, 0)?;
+        stage::copy_data(content, stat, object.as_fd())?;
+        if let Some(value) = capability {
+            self.set_xattr(object, CAPABILITY, &value, 0)?;
+        }
+        if sys::file::stat(object)?.mode != own.mode {
+            self.chmod(object, own.mode & 0o7777)?;
+        }
+        self.set_times(object, TimeChange::Omit, TimeChange::At(stat.mtime.0, stat.mtime.1))
+    }
+}
+
+fn parse(value: &[u8], name: &Name) -> Option<Uncommitted> {
+    let mark = Uncommitted::parse(value);
+    if mark.is_none() {
+        log::error!("the mark of an uncommitted copy on {name} makes no sense: \"{}\"", value.escape_ascii());
+    }
+    mark
+}
+
+/// The names in a directory, and their types.
+fn entries(dir: BorrowedFd<'_>) -> Result<Vec<(Name, u8)>> {
+    let mut entries = Vec::new();
+    sys::dir::for_each(dir, |entry| {
+        entries.extend(Name::new(entry.name).map(|name| (name, entry.kind)));
+        true
+    })?;
+    Ok(entries)
+}
+
+/// Opens the file that a path leads to in one layer.
+fn open_file(layer: &Layer, path: &[Name]) -> Result<OwnedFd> {
+    let (last, parents) = path.split_last().ok_or(Errno::ENOENT)?;
+    let dir = if parents.is_empty() { None } else { Some(walk(&layer.root_fd, parents.iter(), layer.reach)?) };
+    let dir = dir.as_ref().unwrap_or(&*layer.root_fd).as_fd();
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    sys::file::open_beneath(dir, last.as_cstr(), flags, 0, layer.reach)
+}
+
+fn same_content(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool> {
+    let (mut one, mut other) = (vec![0; COMPARED], vec![0; COMPARED]);
+    let mut at = 0;
+    loop {
+        let (from_a, from_b) = (read_full(a, &mut one, at)?, read_full(b, &mut other, at)?);
+        if from_a != from_b {
+            return Ok(false);
+        }
+        if from_a.is_empty() {
+            return Ok(true);
+        }
+        at += from_a.len() as u64;
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full<'a>(fd: BorrowedFd<'_>, buf: &'a mut [u8], at: u64) -> Result<&'a [u8]> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match sys::posix::pread(fd, rest, (at + done as u64) as i64)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(buf.get(..done).unwrap_or_default())
+}
