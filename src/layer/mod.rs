@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod busy;
+pub mod copy;
 pub mod index;
 pub mod marks;
 pub mod object_marks;

@@ -13,7 +13,7 @@ use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::marks::Mark;
 use crate::layer::real::ObjKey;
 use crate::layer::stack::{Layer, Stack, walk};
-use crate::layer::stage::{self, Over};
+use crate::layer::stage::Over;
 use crate::layer::uncommitted::{self, Uncommitted};
 use crate::layer::upper::{Upper, UpperDir, UpperObject};
 use crate::layer::work::open_sub;
@@ -268,7 +268,7 @@ impl Upper {
             }
         };
         let staged = self.stage_file()?;
-        stage::copy_data(object.as_fd(), stat, staged.fd())?;
+        self.copier.copy(object.as_fd(), stat, staged.fd())?;
         sys::posix::fsync(staged.fd())?;
         self.publish_in(staged, dir.as_fd(), &name, Over::Nothing)?;
         let readable = sys::posix::openat(&dir, c".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -280,7 +280,7 @@ impl Upper {
     fn rewrite(&self, object: &UpperObject, own: &Stat, content: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
         let capability = sys::xattr::get(Target::Fd(object.as_fd()), CAPABILITY).ok();
         self.truncate(object, 0)?;
-        stage::copy_data(content, stat, object.as_fd())?;
+        self.copier.copy(content, stat, object.as_fd())?;
         if let Some(value) = capability {
             self.set_xattr(object, CAPABILITY, &value, 0)?;
         }

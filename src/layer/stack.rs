@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError, is_passing};
+use crate::layer::copy::Copier;
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
@@ -66,18 +67,22 @@ impl Stack {
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
         let fds = Arc::new(DirFds::new(OPEN_DIRS));
         let mut layers = Vec::with_capacity(spec.lowers.len() + 1);
-        let mut upper = None;
+        let mut opened_work = None;
         if let (Some(dir), Some(work_path)) = (&spec.upper, &spec.work) {
             let opened = work::open(dir, work_path, volatile)?;
             layers.push(Layer::new(LayerId::UPPER, dir, opened.upper, opened.reach, &fds)?);
-            upper = Some(Upper::new(opened.work, namespace)?);
+            opened_work = Some(opened.work);
         }
         for (path, id) in spec.lowers.iter().zip(1..) {
             layers.push(Layer::open_lower(LayerId(id), path, &fds)?);
         }
+        let upper = opened_work.map(|work| {
+            let copier = Copier::probe(work.stage.as_fd(), &sources(&layers));
+            Upper::new(work, namespace, copier)
+        });
         Ok(Self {
             layers,
-            upper,
+            upper: upper.transpose()?,
             namespace,
             privileged,
             trusted_lowers: spec.trusted_lowers,
@@ -431,6 +436,15 @@ impl Layer {
         let name = known.iter().find(|(m, _)| *m == magic).map(|(_, name)| (*name).to_owned());
         name.unwrap_or_else(|| format!("0x{magic:x}"))
     }
+}
+
+/// The devices that data is copied up from, and whether they are of upper's filesystem; upper is the first of the layers.
+fn sources(layers: &[Layer]) -> Vec<(u64, bool)> {
+    let Some((upper, lowers)) = layers.split_first() else { return Vec::new() };
+    // Subvolumes of one filesystem have device numbers of their own.
+    let same =
+        |lower: &Layer| lower.root.key.dev == upper.root.key.dev || lower.uuid == upper.uuid && lower.uuid != [0; 16];
+    lowers.iter().map(|lower| (lower.root.key.dev, same(lower))).collect()
 }
 
 /// Opens a layer's root directory as the user named it.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{OFlag, RenameFlags};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, Whence};
+use nix::unistd::UnlinkatFlags;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Namespace;
@@ -15,11 +15,6 @@ use crate::name::Name;
 use crate::sys;
 use crate::sys::file::{Stat, TimeChange};
 use crate::sys::xattr::Target;
-
-/// How much one copy_file_range or read moves, in bytes.
-const CHUNK: usize = 8 << 20;
-/// The buffer of a copy by read and write, in bytes.
-const BUFFER: usize = 1 << 20;
 
 /// Names and abilities of the staging directory.
 #[derive(Debug, Default)]
@@ -167,88 +162,8 @@ fn rename_from(from: (BorrowedFd<'_>, &CStr), to: (BorrowedFd<'_>, &CStr), flags
     }
 }
 
-/// How the bytes of a file were copied.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CopyKind {
-    /// The blocks are shared (FICLONE).
-    Reflink,
-    /// By copy_file_range(2).
-    CopyFileRange,
-    /// By read(2) and write(2).
-    ReadWrite,
-}
-
-/// Copies a file's data, holes left holes; returns how.
-pub(super) fn copy_data(from: BorrowedFd<'_>, st: &Stat, to: BorrowedFd<'_>) -> Result<CopyKind> {
-    if st.size == 0 {
-        return Ok(CopyKind::CopyFileRange);
-    }
-    if sys::copy::clone_file(from, to).is_ok() {
-        return Ok(CopyKind::Reflink);
-    }
-    let size = i64::try_from(st.size).map_err(|_| Errno::EFBIG)?;
-    let mut kind = CopyKind::CopyFileRange;
-    if st.blocks * 512 >= st.size {
-        copy_extent(from, to, 0, st.size, &mut kind)?;
-    } else {
-        let mut at = 0;
-        while let Some((start, end)) = next_data(from, at, size)? {
-            copy_extent(from, to, start as u64, end as u64, &mut kind)?;
-            at = end;
-        }
-    }
-    sys::posix::ftruncate(to, size)?;
-    Ok(kind)
-}
-
-/// The next stretch of data at or after `at`.
-fn next_data(fd: BorrowedFd<'_>, at: i64, size: i64) -> Result<Option<(i64, i64)>> {
-    if at >= size {
-        return Ok(None);
-    }
-    let start = match sys::posix::lseek(fd, at, Whence::SeekData) {
-        Ok(start) => start,
-        Err(Errno::ENXIO) => return Ok(None),
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((at, size))),
-        Err(e) => return Err(e),
-    };
-    let end = sys::posix::lseek(fd, start, Whence::SeekHole)?;
-    Ok((start < size).then_some((start, end.min(size))))
-}
-
-/// Copies one stretch; `kind` falls back to read and write for good where copy_file_range can't.
-fn copy_extent(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64, kind: &mut CopyKind) -> Result<()> {
-    while at < end && *kind == CopyKind::CopyFileRange {
-        let len = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-        match sys::copy::copy_range(from, at, to, at, len) {
-            // The file got shorter underneath, or this filesystem claims so: read and write find out.
-            Ok(0) | Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS | Errno::EBADF) => {
-                *kind = CopyKind::ReadWrite;
-            }
-            Ok(n) => at += n as u64,
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    if at < end { read_write(from, to, at, end) } else { Ok(()) }
-}
-
-fn read_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, mut at: u64, end: u64) -> Result<()> {
-    let mut buf = vec![0_u8; BUFFER.min(usize::try_from(end - at).unwrap_or(BUFFER))];
-    while at < end {
-        let n = sys::posix::pread(from, &mut buf, at as i64)?;
-        let Some(mut data) = buf.get(..n).filter(|d| !d.is_empty()) else { break };
-        while !data.is_empty() {
-            let n = sys::posix::pwrite(to, data, at as i64)?;
-            data = data.get(n..).unwrap_or_default();
-            at += n as u64;
-        }
-    }
-    Ok(())
-}
-
 /// Copies every xattr but the marks; ACLs and capabilities are among them.
-pub(super) fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<()> {
+fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<()> {
     let names = match sys::xattr::list(from) {
         Err(Errno::EOPNOTSUPP) => return Ok(()),
         names => names?,
@@ -284,9 +199,9 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
     }
 }
 
-/// Gives an object the owner, mode and times of another. Where the owner can't be set (no privilege, no mapping) it stays
-/// ours and loses the set-id bits.
-pub(super) fn copy_status(st: &Stat, to: BorrowedFd<'_>) -> Result<()> {
+/// Gives a staged object the owner of another, and then what a change of owner would take away: its xattrs and its mode. Last the
+/// times. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits.
+pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
     if (own.uid, own.gid) != (st.uid, st.gid) {
@@ -298,6 +213,8 @@ pub(super) fn copy_status(st: &Stat, to: BorrowedFd<'_>) -> Result<()> {
             done => done?,
         }
     }
+    // Of ours, so that we may set its xattrs, until it has them; an ACL among them sets the mode too.
+    copy_xattrs(from, Target::Fd(to), namespace)?;
     if st.format() != libc::S_IFLNK {
         sys::file::chmod_fd(to, mode)?;
     }

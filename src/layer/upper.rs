@@ -12,11 +12,12 @@ use nix::unistd::UnlinkatFlags;
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Result, SetupError};
+use crate::layer::copy::{Copier, CopyKind};
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::private::PrivateMarks;
 use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
-use crate::layer::stage::{self, CopyKind, Over, Staged, Stager};
+use crate::layer::stage::{self, Over, Staged, Stager};
 use crate::layer::uncommitted::{Lists, Uncommitted};
 use crate::layer::work::WorkDir;
 use crate::name::Name;
@@ -89,6 +90,7 @@ pub struct Upper {
     pub(super) no_index: AtomicBool,
     pub(super) lists: Lists,
     stager: Stager,
+    pub(super) copier: Copier,
     /// Whether the shared whiteout exists; held while it is renewed.
     whiteout: Mutex<bool>,
 }
@@ -159,7 +161,7 @@ impl Stack {
 }
 
 impl Upper {
-    pub(super) fn new(work: WorkDir, namespace: Namespace) -> std::result::Result<Self, SetupError> {
+    pub(super) fn new(work: WorkDir, namespace: Namespace, copier: Copier) -> std::result::Result<Self, SetupError> {
         let private = PrivateMarks::open(work.private.as_fd()).map_err(|e| {
             let path = std::path::Path::new("layerfs/marks in the work directory");
             SetupError::new(format!("can't read the private marks ({e})"), path, "check its owner and mode")
@@ -170,6 +172,7 @@ impl Upper {
             private,
             lists: Lists::default(),
             stager: Stager::default(),
+            copier,
             index: OnceLock::new(),
             no_index: AtomicBool::new(false),
             whiteout: Mutex::new(false),
@@ -304,23 +307,25 @@ impl Upper {
         UpperObject(Arc::new(staged.into_fd()))
     }
 
+    /// The way in which data is mostly copied from the lowers.
+    pub fn way_of_copying(&self) -> CopyKind {
+        self.copier.way()
+    }
+
     /// Copies a lower file's data into a staged one.
     pub fn copy_data(&self, from: BorrowedFd<'_>, st: &Stat, to: &Staged<'_>) -> Result<CopyKind> {
-        stage::copy_data(from, st, to.fd())
+        self.copier.copy(from, st, to.fd())
     }
 
     /// Copies the data of a lower file into the metadata copy of it that is in upper already.
     pub fn fill_data(&self, from: BorrowedFd<'_>, st: &Stat, to: &UpperObject) -> Result<CopyKind> {
         self.work.begin()?;
-        stage::copy_data(from, st, to.as_fd())
+        self.copier.copy(from, st, to.as_fd())
     }
 
     /// Copies xattrs, then owner, mode and times of a lower object onto a staged one.
     pub fn copy_metadata(&self, from: Target<'_>, st: &Stat, to: &Staged<'_>) -> Result<()> {
-        // The owner comes first: changing it later would drop the file's capabilities.
-        stage::copy_status(st, to.fd())?;
-        stage::copy_xattrs(from, Target::Fd(to.fd()), self.namespace)?;
-        stage::copy_status(st, to.fd())
+        stage::copy_metadata(from, st, to.fd(), self.namespace)
     }
 
     /// Makes a file's data and attributes durable.

@@ -8,7 +8,7 @@ use nix::fcntl::OFlag;
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
-use crate::layer::stage::{CopyKind, Over, Staged};
+use crate::layer::stage::{Over, Staged};
 use crate::layer::upper::UpperObject;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
@@ -318,14 +318,4 @@ impl Union {
 fn is_writable(object: &UpperObject) -> bool {
     nix::fcntl::fcntl(object, nix::fcntl::FcntlArg::F_GETFL)
         .is_ok_and(|flags| OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR)
-}
-
-impl From<CopyKind> for &'static str {
-    fn from(kind: CopyKind) -> Self {
-        match kind {
-            CopyKind::Reflink => "reflink",
-            CopyKind::CopyFileRange => "copy_file_range",
-            CopyKind::ReadWrite => "read_write",
-        }
-    }
 }

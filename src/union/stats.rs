@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::layer::stage::CopyKind;
+use crate::layer::copy::CopyKind;
 use crate::sys;
 use crate::union::{Union, Xino};
 
@@ -210,7 +210,7 @@ impl Union {
     fn options_in_force(&self) -> BTreeMap<String, String> {
         let options = &self.options;
         let on = |yes: bool| if yes { "on" } else { "off" }.to_owned();
-        BTreeMap::from([
+        let mut force = BTreeMap::from([
             ("acl".to_owned(), on(options.acl)),
             ("cache_entries".to_owned(), options.cache_entries.to_string()),
             ("marks".to_owned(), format!("{:?}", self.stack.namespace()).to_lowercase()),
@@ -220,6 +220,10 @@ impl Union {
             ("durability".to_owned(), format!("{:?}", options.durability).to_lowercase()),
             ("writable".to_owned(), on(self.stack.is_writable())),
             ("xino".to_owned(), on(options.xino != Xino::Off)),
-        ])
+        ]);
+        if let Ok(upper) = self.stack.upper() {
+            force.insert("copy".to_owned(), <&str>::from(upper.way_of_copying()).to_owned());
+        }
+        force
     }
 }
