@@ -3,6 +3,8 @@
 mod common;
 #[path = "mount/copy_up.rs"]
 mod copy_up;
+#[path = "mount/copy_ways.rs"]
+mod copy_ways;
 #[path = "mount/deep.rs"]
 mod deep;
 #[path = "mount/durability.rs"]
@@ -33,6 +35,7 @@ fn main() {
         view::tests(),
         marks::tests(),
         copy_up::tests(),
+        copy_ways::tests(),
         rename::tests(),
         identity::tests(),
         open_files::tests(),

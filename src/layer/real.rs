@@ -79,6 +79,8 @@ pub fn void_stat(parent: ObjKey, name: &Name) -> Stat {
         atime: (0, 0),
         mtime: (0, 0),
         ctime: (0, 0),
+        immutable: false,
+        append_only: false,
     }
 }
 

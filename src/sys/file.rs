@@ -38,6 +38,10 @@ pub struct Stat {
     pub mtime: (i64, u32),
     /// Status change time.
     pub ctime: (i64, u32),
+    /// Nobody may change it (`chattr +i`).
+    pub immutable: bool,
+    /// It may only grow (`chattr +a`).
+    pub append_only: bool,
 }
 
 impl Stat {
@@ -51,43 +55,59 @@ impl Stat {
         self.format() == libc::S_IFDIR
     }
 
+    /// Whether its name and attributes are not to be changed.
+    pub fn is_protected(&self) -> bool {
+        self.immutable || self.append_only
+    }
+
     /// Whether it is a regular file.
     pub fn is_file(&self) -> bool {
         self.format() == libc::S_IFREG
     }
 }
 
-impl From<libc::stat> for Stat {
-    fn from(st: libc::stat) -> Self {
+impl From<libc::statx> for Stat {
+    fn from(st: libc::statx) -> Self {
+        let time = |time: libc::statx_timestamp| (time.tv_sec, time.tv_nsec);
+        let has = |attribute: i32| st.stx_attributes & attribute as u64 != 0;
         Self {
-            dev: st.st_dev,
-            ino: st.st_ino,
-            mode: st.st_mode,
-            nlink: st.st_nlink as u32,
-            uid: st.st_uid,
-            gid: st.st_gid,
-            rdev: st.st_rdev,
-            size: st.st_size as u64,
-            blocks: st.st_blocks as u64,
-            blksize: st.st_blksize as u32,
-            atime: (st.st_atime, st.st_atime_nsec as u32),
-            mtime: (st.st_mtime, st.st_mtime_nsec as u32),
-            ctime: (st.st_ctime, st.st_ctime_nsec as u32),
+            dev: libc::makedev(st.stx_dev_major, st.stx_dev_minor),
+            ino: st.stx_ino,
+            mode: st.stx_mode.into(),
+            nlink: st.stx_nlink,
+            uid: st.stx_uid,
+            gid: st.stx_gid,
+            rdev: libc::makedev(st.stx_rdev_major, st.stx_rdev_minor),
+            size: st.stx_size,
+            blocks: st.stx_blocks,
+            blksize: st.stx_blksize,
+            atime: time(st.stx_atime),
+            mtime: time(st.stx_mtime),
+            ctime: time(st.stx_ctime),
+            immutable: has(libc::STATX_ATTR_IMMUTABLE),
+            append_only: has(libc::STATX_ATTR_APPEND),
         }
     }
 }
 
-/// fstatat(2) of `name` in `dir`, not following a symlink nor triggering an automount.
+/// The status of `name` in `dir`, not following a symlink nor triggering an automount.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, Errno> {
     fault::point()?;
-    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
-    nix::sys::stat::fstatat(dir, name, flags).map(Stat::from)
+    statx(dir, name, libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT)
 }
 
-/// fstat(2).
+/// The status of the object behind a descriptor.
 pub fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
     fault::point()?;
-    nix::sys::stat::fstat(fd).map(Stat::from)
+    statx(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+fn statx(dir: BorrowedFd<'_>, name: &CStr, flags: i32) -> Result<Stat, Errno> {
+    // SAFETY: an all-zero statx is a valid value of that plain C struct.
+    let mut st: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` is NUL-terminated and `st` is valid for the write.
+    let ret = unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, libc::STATX_BASIC_STATS, &mut st) };
+    check(ret.into()).map(|_| Stat::from(st))
 }
 
 /// How far an open may reach.

@@ -74,7 +74,11 @@ impl Union {
             upper.chmod(&staged, 0o755)?;
         } else {
             let fd = self.stack.open_dir(&lower)?;
-            upper.copy_metadata(Target::Fd(fd.as_fd()), &sys::file::stat(&*fd)?, &staged)?;
+            let stat = sys::file::stat(&*fd)?;
+            if stat.immutable {
+                return Err(Errno::EPERM);
+            }
+            upper.copy_metadata(Target::Fd(fd.as_fd()), &stat, &staged)?;
             if let Some(origin) = self.stack.origin_of_dir(&lower)?.and_then(|o| o.encode()) {
                 upper.set_mark(&staged, Mark::Origin, &origin)?;
             }
@@ -270,6 +274,9 @@ impl Union {
         if !null_device && FileKind::from_mode(stat.mode)? != inode.kind {
             // Another object got the number of the one that was here.
             return Err(Errno::ESTALE);
+        }
+        if stat.is_protected() {
+            return Err(Errno::EPERM);
         }
         let staged = match inode.kind {
             FileKind::Regular => upper.stage_file()?,

@@ -8,6 +8,7 @@ use crate::error::{Errno, Result};
 use crate::layer::UpperDir;
 use crate::layer::stage::Over;
 use crate::name::Name;
+use crate::sys;
 use crate::union::hard_links::Losing;
 use crate::union::inode::{DirNode, DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
@@ -82,7 +83,13 @@ impl Union {
         let upper = self.stack.upper()?;
         let fd = self.stack.open_upper(real)?;
         let in_upper = self.stack.stat_at(real, name)?.is_some();
-        let below = !matches!(self.find_in_lowers(&view.lowers, name, false)?, InLowers::Absent);
+        let lower = self.find_in_lowers(&view.lowers, name, false)?;
+        if let (false, InLowers::Other(_, stat) | InLowers::Dirs(_, stat)) = (in_upper, &lower)
+            && stat.is_protected()
+        {
+            return Err(Errno::EPERM);
+        }
+        let below = !matches!(lower, InLowers::Absent);
         match (in_upper, below) {
             (true, true) => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
             (false, true) => upper.whiteout(&fd, name, Over::Nothing),
@@ -90,6 +97,19 @@ impl Union {
             (true, false) => upper.unlink(&fd, name),
             (false, false) => Err(Errno::ENOENT),
         }
+    }
+
+    /// Refuses to replace a lower object that nobody may change (`chattr +i` or `+a`); in upper the filesystem itself does.
+    pub(super) fn check_replaceable(&self, inode: &Inode) -> Result<()> {
+        let stat = match &inode.node {
+            Node::Other(file) if file.read().layer.is_upper() => return Ok(()),
+            Node::Other(_) => self.stat_file(inode)?,
+            Node::Dir(dir) => match dir.view().top() {
+                Some(top) if !top.layer.is_upper() && !top.is_void() => sys::file::stat(&*self.stack.open_dir(top)?)?,
+                _ => return Ok(()),
+            },
+        };
+        if stat.is_protected() { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     /// Keeps an inode reachable if this is the last of its names that is known.

@@ -121,6 +121,7 @@ impl Union {
         if flags.exchange {
             return Ok(true);
         }
+        self.check_replaceable(target)?;
         match (source.kind == FileKind::Directory, target.kind == FileKind::Directory) {
             (true, false) => Err(Errno::ENOTDIR),
             (false, true) => Err(Errno::EISDIR),
