@@ -9,7 +9,7 @@ mod workloads;
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -97,17 +97,18 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The time that one operation of a workload takes.
+/// The time that one operation of a workload takes, which is the median of all, or that all of them take.
 fn measure(workload: &Workload, mount: &mounts::Mount, files: &[PathBuf]) -> anyhow::Result<Duration> {
     let files: Vec<PathBuf> = files.iter().map(|file| mount.at(file)).collect();
     workload.prepare(&files)?;
     mount.settle()?;
-    let start = std::time::Instant::now();
+    let mut times = Vec::with_capacity(files.len());
     for file in &files {
+        let start = Instant::now();
         (workload.operation)(file)?;
+        times.push(start.elapsed());
     }
-    let time = start.elapsed();
-    Ok(time / if workload.in_total { 1 } else { u32::try_from(files.len())? })
+    Ok(if workload.in_total { times.iter().sum() } else { report::median(&times) })
 }
 
 fn contestants(args: &Args) -> anyhow::Result<Vec<Contestant>> {

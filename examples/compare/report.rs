@@ -81,7 +81,8 @@ impl Row {
     }
 }
 
-fn median(times: &[Duration]) -> Duration {
+/// The middle one, or zero of none.
+pub fn median(times: &[Duration]) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
