@@ -25,9 +25,9 @@ pub const EXCHANGE: RenameFlags = RenameFlags { noreplace: false, exchange: true
 /// `RENAME_WHITEOUT`.
 pub const WHITEOUT: RenameFlags = RenameFlags { noreplace: false, exchange: false, whiteout: true };
 
-/// Where tests make their layers: `LAYERFS_TEST_DIR`, else memory, else the system's temporary directory.
+/// Where tests make their layers: `LAYERFS_TEST_DIR`, for benches `LAYERFS_BENCH_DIR`, else memory, else the system's temporary directory.
 pub fn base_dir() -> PathBuf {
-    if let Some(dir) = std::env::var_os("LAYERFS_TEST_DIR") {
+    if let Some(dir) = ["LAYERFS_BENCH_DIR", "LAYERFS_TEST_DIR"].iter().find_map(std::env::var_os) {
         return dir.into();
     }
     let memory = PathBuf::from("/dev/shm");
