@@ -5,6 +5,8 @@ mod common;
 mod copy_up;
 #[path = "mount/copy_ways.rs"]
 mod copy_ways;
+#[path = "mount/copying.rs"]
+mod copying;
 #[path = "mount/deep.rs"]
 mod deep;
 #[path = "mount/durability.rs"]
@@ -36,6 +38,7 @@ fn main() {
         marks::tests(),
         copy_up::tests(),
         copy_ways::tests(),
+        copying::tests(),
         rename::tests(),
         identity::tests(),
         open_files::tests(),
