@@ -1,5 +1,7 @@
 //! The union through a real mount: what it shows, what changes do to it, and what lasts.
 
+#[path = "mount/coherence.rs"]
+mod coherence;
 mod common;
 #[path = "mount/copy_up.rs"]
 mod copy_up;
@@ -42,6 +44,7 @@ fn main() {
         rename::tests(),
         identity::tests(),
         open_files::tests(),
+        coherence::tests(),
         deep::tests(),
         interop::tests(),
         layers::tests(),
