@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::SFlag;
@@ -26,6 +26,7 @@ pub fn tests() -> Vec<Test> {
         t!(links_last_over_a_remount),
         t!(links_to_lower_objects_are_made),
         t!(links_across_directories_and_renames),
+        t!(links_are_counted_at_every_step),
         t!(a_stale_origin_makes_no_two_files_one).root(),
     ]
 }
@@ -279,6 +280,44 @@ fn links_across_directories_and_renames() {
     assert_links(&union, &["moved/a", "victim"], "xy");
     assert_eq!(ino(union.at("victim")), number);
     union.assert_lasting();
+}
+
+/// A change of names in a directory.
+type NameChange = fn(&Path) -> std::io::Result<()>;
+
+/// After each step a later mount, and the kernel's overlay, show what this one did.
+fn links_are_counted_at_every_step() {
+    let steps: [(NameChange, &[&str]); 8] = [
+        (|_| Ok(()), &["a", "b", "d/c"]),
+        (|root| fs::hard_link(root.join("b"), root.join("e")), &["a", "b", "d/c", "e"]),
+        (|root| fs::remove_file(root.join("a")), &["b", "d/c", "e"]),
+        (|root| fs::rename(root.join("d/c"), root.join("other")), &["b", "e", "other"]),
+        (|root| fs::rename(root.join("b"), root.join("e")), &["b", "e", "other"]),
+        (
+            |root| fs::write(root.join("new"), "n").and_then(|()| fs::rename(root.join("new"), root.join("e"))),
+            &["b", "other"],
+        ),
+        (|root| fs::hard_link(root.join("other"), root.join("a")), &["a", "b", "other"]),
+        (|root| fs::remove_file(root.join("b")).and_then(|()| fs::remove_file(root.join("a"))), &["other"]),
+    ];
+    let mut union = Union::new(1);
+    put(union.lower(0, "a"), "x");
+    put(union.lower(0, "other"), "other");
+    make_dir(union.lower(0, "d"));
+    fs::hard_link(union.lower(0, "a"), union.lower(0, "b")).expect("link");
+    fs::hard_link(union.lower(0, "a"), union.lower(0, "d/c")).expect("link");
+    let before = union.lower_trees();
+    union.mount();
+    append(union.at("d/c"), "y");
+    for (number, (step, left)) in steps.into_iter().enumerate() {
+        step(&union.at("")).unwrap_or_else(|error| panic!("step {number}: {error}"));
+        assert_links(&union, left, "xy");
+        union.assert_lasting();
+        union.mount();
+        assert_links(&union, left, "xy");
+    }
+    union.umount();
+    union.assert_lowers(&before);
 }
 
 /// An upper copied together with its marks to other layers: the marks mean nothing there.

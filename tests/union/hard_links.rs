@@ -1,6 +1,9 @@
 //! Names of one file, in lower and in upper.
 
-use super::fixture::{EXCHANGE, Layers, PLAIN, View, name};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::fixture::{EXCHANGE, Layers, PLAIN, View, name, set_mode, snapshot};
 
 /// A lower file with the names `a`, `b` and `d/c`.
 fn linked() -> (Layers, View) {
@@ -174,4 +177,157 @@ fn a_file_gets_a_name_although_only_names_that_nobody_looked_up_are_left() {
     check(&view, &["new", "b", "d/c"], "lower", 3);
     view.write("d/c", 0, b"UPPER").unwrap();
     check(&view, &["new", "b", "d/c"], "UPPER", 3);
+}
+
+/// One change of names or of content, done to a union and to a plain directory.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Link(&'static str, &'static str),
+    Unlink(&'static str),
+    Rename(&'static str, &'static str),
+    Exchange(&'static str, &'static str),
+    Write(&'static str, &'static str),
+    Chmod(&'static str),
+    Empty(&'static str),
+    New(&'static str),
+}
+
+impl Step {
+    fn on_union(self, view: &View) {
+        match self {
+            Step::Link(old, new) => drop(view.link(old, new).unwrap()),
+            Step::Unlink(path) => view.unlink(path).unwrap(),
+            Step::Rename(old, new) => view.rename(old, new, PLAIN).unwrap(),
+            Step::Exchange(old, new) => view.rename(old, new, EXCHANGE).unwrap(),
+            Step::Write(path, content) => view.write(path, 0, content.as_bytes()).unwrap(),
+            Step::Chmod(path) => drop(view.chmod(path, 0o640).unwrap()),
+            Step::Empty(path) => drop(view.truncate(path, 0).unwrap()),
+            Step::New(path) => view.put(path, "new"),
+        }
+    }
+
+    fn on_disk(self, root: &Path) {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        use std::os::unix::fs::FileExt;
+        let edit = |path| std::fs::OpenOptions::new().write(true).open(root.join(path)).unwrap();
+        match self {
+            Step::Link(old, new) => std::fs::hard_link(root.join(old), root.join(new)).unwrap(),
+            Step::Unlink(path) => std::fs::remove_file(root.join(path)).unwrap(),
+            Step::Rename(old, new) => std::fs::rename(root.join(old), root.join(new)).unwrap(),
+            Step::Exchange(old, new) => {
+                let flags = RenameFlags::RENAME_EXCHANGE;
+                renameat2(AT_FDCWD, &root.join(old), AT_FDCWD, &root.join(new), flags).unwrap();
+            }
+            Step::Write(path, content) => edit(path).write_all_at(content.as_bytes(), 0).unwrap(),
+            Step::Chmod(path) => set_mode(&root.join(path), 0o640),
+            Step::Empty(path) => edit(path).set_len(0).unwrap(),
+            Step::New(path) => {
+                std::fs::write(root.join(path), "new").unwrap();
+                set_mode(&root.join(path), 0o644);
+            }
+        }
+    }
+}
+
+/// Every kind of step that changes the number of names of a file, or brings it up under one of them.
+const STEPS: [Step; 19] = [
+    Step::Link("a", "e"),
+    Step::Unlink("b"),
+    Step::Rename("e", "d/e"),
+    Step::Link("d/c", "b"),
+    // Both are names of one file: nothing happens.
+    Step::Rename("a", "d/c"),
+    Step::New("n"),
+    Step::Rename("n", "b"),
+    Step::Rename("d/e", "other"),
+    Step::Exchange("other", "b"),
+    Step::Link("b", "d/new"),
+    Step::Chmod("d/c"),
+    Step::Unlink("a"),
+    Step::Link("d/c", "a"),
+    Step::Exchange("twin", "d/c"),
+    Step::Unlink("twin"),
+    Step::Rename("d/twin", "a"),
+    Step::Empty("a"),
+    Step::Unlink("d/c"),
+    Step::Link("a", "last"),
+];
+
+/// For each path: its content, mode, number of names, and which paths are names of the same file.
+type Names = BTreeMap<String, (String, u32, u64, BTreeSet<String>)>;
+
+fn names_of(paths: &[String], look: impl Fn(&str) -> (String, u32, u64, u64)) -> Names {
+    let found: Vec<_> = paths.iter().map(|path| (path, look(path))).collect();
+    let same = |ino| found.iter().filter(|(_, f)| f.3 == ino).map(|(path, _)| (*path).clone()).collect();
+    found.iter().map(|(path, f)| ((*path).clone(), (f.0.clone(), f.1, f.2, same(f.3)))).collect()
+}
+
+fn names_in_union(view: &View) -> Names {
+    let mut paths = view.names("").unwrap();
+    paths.retain(|path| path != "d");
+    paths.extend(view.names("d").unwrap().into_iter().map(|path| format!("d/{path}")));
+    names_of(&paths, |path| {
+        let attr = view.stat(path).unwrap();
+        (view.text(path), attr.mode & 0o7777, attr.nlink.into(), attr.ino)
+    })
+}
+
+fn names_on_disk(root: &Path) -> Names {
+    let list = |dir: &Path, prefix: &str| -> Vec<String> {
+        let entries = dir.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.map(|path| format!("{prefix}{path}")).collect()
+    };
+    let mut paths = list(root, "");
+    paths.retain(|path| path != "d");
+    paths.extend(list(&root.join("d"), "d/"));
+    names_of(&paths, |path| {
+        use std::os::unix::fs::MetadataExt;
+        let found = root.join(path).symlink_metadata().unwrap();
+        let content = String::from_utf8(std::fs::read(root.join(path)).unwrap()).unwrap();
+        (content, found.mode() & 0o7777, found.nlink(), found.ino())
+    })
+}
+
+/// Two files with several names and one with a single one.
+fn make_linked(root: &Path) {
+    std::fs::create_dir_all(root.join("d")).unwrap();
+    for (first, others) in [("a", &["b", "d/c"][..]), ("twin", &["d/twin"]), ("other", &[])] {
+        std::fs::write(root.join(first), format!("lower {first}")).unwrap();
+        set_mode(&root.join(first), 0o644);
+        for other in others {
+            std::fs::hard_link(root.join(first), root.join(other)).unwrap();
+        }
+    }
+}
+
+/// The file is copied up before each of the steps in turn, by each of its names, or never; and the union is opened again
+/// after each step, or never.
+#[test]
+fn names_are_counted_as_in_a_plain_directory_at_every_step() {
+    for copied in 0..=STEPS.len() {
+        for again in [false, true] {
+            let layers = Layers::new(1);
+            let plain = layers.beside("plain");
+            make_linked(&layers.lower(0, ""));
+            make_linked(&plain);
+            let before = snapshot(&layers.lower(0, ""));
+            let mut view = layers.open();
+            for (number, step) in STEPS.into_iter().enumerate() {
+                let name = ["a", "d/c", "b"][copied % 3];
+                let write = (number == copied && plain.join(name).exists()).then_some(Step::Write(name, "UPPER"));
+                for step in write.into_iter().chain([step]) {
+                    step.on_disk(&plain);
+                    step.on_union(&view);
+                    if again {
+                        view.close();
+                        view = layers.open();
+                    }
+                    let (is, should) = (names_in_union(&view), names_on_disk(&plain));
+                    assert_eq!(is, should, "after {step:?} ({number}), copied at {copied}, opened again: {again}");
+                }
+            }
+            view.close();
+            assert!(before == snapshot(&layers.lower(0, "")), "the lower");
+        }
+    }
 }
