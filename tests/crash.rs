@@ -10,15 +10,16 @@ mod worker;
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use common::dice::{Dice, fresh_seed};
 use common::files::{exists, make_dir, names, put};
 use common::tree::Tree;
 use common::union::Union;
-use worker::{Dice, Worker};
+use worker::Worker;
 
 const WORKERS: usize = 3;
 /// The longest that a daemon lives, in milliseconds.
@@ -50,8 +51,7 @@ fn killed_with_marks_of_users() {
 
 fn rounds(arguments: &[&str], cached: bool) {
     let rounds = std::env::var("LAYERFS_CRASH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-    let mut dice = Dice::new(seed);
+    let mut dice = Dice::new(fresh_seed());
     let mut union = Union::new(2).arguments(arguments);
     for worker in 0..WORKERS {
         make_lower(&union, &format!("w{worker}"));

@@ -5,6 +5,7 @@
 //! machine can't mount, the tests are counted as ignored and the reason is printed.
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
+pub mod dice;
 pub mod files;
 pub mod machine;
 pub mod mount;

@@ -70,7 +70,13 @@ impl OtherMount {
 
     /// The filesystem in an image file.
     pub fn image(image: &Path, point: &Path) -> OtherMount {
-        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(point)).success();
+        OtherMount::image_with("noatime", image, point)
+    }
+
+    /// The filesystem in an image file, with mount options.
+    pub fn image_with(options: &str, image: &Path, point: &Path) -> OtherMount {
+        let options = format!("loop,{options}");
+        run(Command::new("mount").args(["-o", &options]).arg(image).arg(point)).success();
         OtherMount { point: point.to_owned() }
     }
 
@@ -83,6 +89,11 @@ impl OtherMount {
         mount(none, point, none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)
             .unwrap_or_else(|error| panic!("private {point:?}: {error}"));
         OtherMount { point: point.to_owned() }
+    }
+
+    /// Says that it was unmounted by other means.
+    pub fn gone(self) {
+        std::mem::forget(self);
     }
 
     /// Makes a bind mount read-only.

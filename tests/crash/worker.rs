@@ -6,31 +6,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::journal::{ATTRIBUTE, Journal, Kind, Object};
+use crate::common::dice::Dice;
 use crate::common::sys;
 
 /// So many names are enough.
 const MANY: usize = 70;
-
-/// Pseudo-random numbers (splitmix64).
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed)
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % limit.max(1) as u64) as usize
-    }
-
-    pub fn fork(&mut self) -> Dice {
-        Dice(self.below(usize::MAX) as u64)
-    }
-}
 
 /// One that changes things.
 pub struct Worker {

@@ -1,0 +1,194 @@
+//! A machine with a disk, on which a mounted union is worked in until the power goes.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::check::{Layers, seen_in};
+use super::disk::{Disk, Host, Kind};
+use super::fixture::View;
+use super::history::{Cut, History};
+use super::worker::{Worker, beginning, lay_out, locked};
+use crate::common::dice::Dice;
+use crate::common::files::make_dir;
+use crate::common::tree::Tree;
+use crate::common::union::Union;
+
+const WORKERS: usize = 3;
+/// How long a worker rests between two changes.
+const REST: Duration = Duration::from_millis(2);
+
+/// A host with a disk that has lowers.
+pub struct Machine {
+    host: Host,
+    kind: Kind,
+    lowers: Vec<Tree>,
+}
+
+impl Machine {
+    pub fn new(kind: Kind) -> Machine {
+        let host = Host::new();
+        let mut lowers = Vec::new();
+        host.make("base", kind, |root| {
+            for worker in 0..WORKERS {
+                let place = root.join(format!("lower1/w{worker}"));
+                lay_out(&beginning(), &place);
+                // Some are in the other lower.
+                let other = root.join(format!("lower0/w{worker}"));
+                make_dir(other.join("sub"));
+                for name in ["b", "sub/b", "d"] {
+                    fs::rename(place.join(name), other.join(name)).expect("rename");
+                }
+            }
+            make_dir(root.join("upper"));
+            lowers = Layers::new(root).lower_trees();
+        });
+        Machine { host, kind, lowers }
+    }
+
+    /// Mounts a union on a disk of its own.
+    pub fn prepare(&self, arguments: &[&str]) -> Run<'_> {
+        self.host.cut("base", "now");
+        let disk = self.host.turn_on("now", self.kind);
+        let layers = Layers::new(disk.root()).lowers();
+        let mut union = Union::new(0).upper_in(disk.root()).arguments(arguments);
+        for lower in &layers {
+            union = union.lower_in(lower);
+        }
+        union.mount();
+        let histories = Arc::new((0..WORKERS).map(|_| Mutex::new(beginning())).collect());
+        Run { union, disk: Some(disk), machine: self, histories, workers: Workers::default(), cuts: Vec::new() }
+    }
+
+    /// Mounts a union, and has workers change what is in it.
+    pub fn start(&self, arguments: &[&str], dice: &mut Dice) -> Run<'_> {
+        let mut run = self.prepare(arguments);
+        for worker in 0..WORKERS {
+            let (histories, stop, dice) = (run.histories.clone(), run.workers.stop.clone(), dice.fork());
+            let root = run.union.at(&format!("w{worker}"));
+            run.workers.threads.push(thread::spawn(move || {
+                let mut worker = Worker::new(root, &histories[worker], dice);
+                while !stop.load(Ordering::Relaxed) {
+                    worker.change()?;
+                    thread::sleep(REST);
+                }
+                Ok(())
+            }));
+        }
+        run
+    }
+
+    /// Turns on what a disk held, recovers the union on it, looks at that, and ends it cleanly.
+    pub fn recovered(&self, disk: &str, look: impl FnOnce(&View)) {
+        let disk = self.host.turn_on(disk, self.kind);
+        let view = Layers::new(disk.root()).open();
+        look(&view);
+        view.close();
+        disk.turn_off();
+    }
+}
+
+/// The threads that change things. Dropping it stops them.
+#[derive(Default)]
+struct Workers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A union in use.
+pub struct Run<'a> {
+    workers: Workers,
+    /// Unmounted before the disk that it is on.
+    pub union: Union,
+    disk: Option<Disk>,
+    machine: &'a Machine,
+    histories: Arc<Vec<Mutex<History>>>,
+    /// The disks that the cuts left, with where each worker was then.
+    cuts: Vec<(String, Vec<Cut>)>,
+}
+
+impl Run<'_> {
+    /// Lets the workers work for a while.
+    pub fn wait(&self, dice: &mut Dice) {
+        // Mostly not long; now and then longer than the kernel waits with what it writes by itself.
+        let longest = [40, 300, 300, 2500][dice.below(4)];
+        thread::sleep(Duration::from_micros(dice.below(longest * 1000) as u64));
+    }
+
+    fn all(&self) -> impl Iterator<Item = std::sync::MutexGuard<'_, History>> {
+        self.histories.iter().map(locked)
+    }
+
+    /// The power goes. What went on is on another disk than what the disk held.
+    pub fn cut(&mut self, name: &str) {
+        let answered: Vec<usize> = self.all().map(|history| history.answered).collect();
+        self.machine.host.cut("now", name);
+        let begun = self.all().map(|history| history.steps.len());
+        let cuts = answered.into_iter().zip(begun);
+        let cuts = cuts.map(|(answered, begun)| Cut { answered, begun, nothing_lost: false }).collect();
+        self.cuts.push((name.to_owned(), cuts));
+    }
+
+    /// Stops the workers, ends the union, and turns the disk off.
+    pub fn end(&mut self, end: impl FnOnce(&mut Union)) {
+        self.workers.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers.threads.drain(..) {
+            worker.join().expect("a worker's thread").unwrap_or_else(|error| panic!("{error}"));
+        }
+        end(&mut self.union);
+        self.disk.take().expect("a disk").turn_off();
+    }
+
+    /// What the disk holds now that it is off: everything.
+    pub fn cut_after_the_end(&mut self, name: &str) {
+        self.machine.host.cut("now", name);
+        let cuts = self.all().map(|history| history.steps.len());
+        let cuts = cuts.map(|steps| Cut { answered: steps, begun: steps, nothing_lost: true }).collect();
+        self.cuts.push((name.to_owned(), cuts));
+    }
+
+    /// Looks at what each of the cuts left.
+    pub fn check_all(self) {
+        for (name, cuts) in &self.cuts {
+            self.check(name, cuts).unwrap_or_else(|fault| panic!("{:?}, {name}: {fault}", self.machine.kind));
+            self.machine.host.remove(name);
+        }
+        self.machine.host.remove("now");
+    }
+
+    fn check(&self, name: &str, cuts: &[Cut]) -> Result<(), String> {
+        let disk = self.machine.host.turn_on(name, self.machine.kind);
+        let layers = Layers::new(disk.root());
+        let uncommitted = layers.uncommitted();
+        eprintln!("{name}: {cuts:?}, {} not committed", uncommitted.len());
+        if cuts.iter().all(|cut| cut.nothing_lost) && !uncommitted.is_empty() {
+            return Err(format!("not committed: {:?}", uncommitted.keys()));
+        }
+        let view = layers.open();
+        layers.check_recovered(&uncommitted)?;
+        for (worker, (history, cut)) in self.all().zip(cuts).enumerate() {
+            let seen = seen_in(&view, &format!("w{worker}"));
+            history.after(*cut).check(&seen).map_err(|fault| format!("worker {worker}: {fault}"))?;
+        }
+        let seen = seen_in(&view, "");
+        view.close();
+        let by_the_kernel = layers.seen_by_the_kernel(&self.union.point());
+        if let Some(path) = seen.keys().find(|path| seen.get(*path) != by_the_kernel.get(*path)) {
+            return Err(format!("the kernel's overlay shows another {path}"));
+        }
+        for (before, now) in self.machine.lowers.iter().zip(layers.lower_trees()) {
+            before.assert_same(&now, "a lower after the cut");
+        }
+        disk.turn_off();
+        Ok(())
+    }
+}
