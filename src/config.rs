@@ -64,6 +64,7 @@ enum Action {
     Durability,
     Timeout,
     RedirectDir,
+    Metacopy,
     Xino,
     NoAcl,
     Threads,
@@ -92,6 +93,7 @@ impl Action {
                 | Self::Durability
                 | Self::Timeout
                 | Self::RedirectDir
+                | Self::Metacopy
                 | Self::Xino
                 | Self::Threads
                 | Self::CacheEntries
@@ -101,7 +103,7 @@ impl Action {
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 56] = [
+const OPTIONS: [(&str, Action); 57] = [
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
@@ -111,6 +113,7 @@ const OPTIONS: [(&str, Action); 56] = [
     ("durability", Action::Durability),
     ("timeout", Action::Timeout),
     ("redirect_dir", Action::RedirectDir),
+    ("metacopy", Action::Metacopy),
     ("xino", Action::Xino),
     ("noacl", Action::NoAcl),
     ("threads", Action::Threads),
@@ -172,6 +175,7 @@ pub struct Settings {
     trusted_lowers: bool,
     union: Options,
     durability: Option<Durability>,
+    metacopy: Option<bool>,
     source: OsString,
     flags: MsFlags,
     allow_other: bool,
@@ -189,6 +193,7 @@ impl Default for Settings {
             trusted_lowers: false,
             union: Options::default(),
             durability: None,
+            metacopy: None,
             source: DEFAULT_SOURCE.into(),
             flags: MsFlags::empty(),
             allow_other: false,
@@ -284,6 +289,7 @@ impl Settings {
             }
             Action::Timeout => self.union.timeout = Some(seconds(name, value)?),
             Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
+            Action::Metacopy => self.metacopy = Some(one_of(name, value, &[("on", true), ("off", false)])?),
             Action::Xino => {
                 let values = [("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)];
                 self.union.xino = one_of(name, value, &values)?;
@@ -330,6 +336,10 @@ impl Settings {
         {
             return wrong(format!("the work directory {} needs an upper directory: add --upper", work.display()));
         }
+        let mut union = self.union;
+        // A layer that changes would change under its metadata copies; without redirects they could not be renamed as such.
+        let by_default = union.timeout != Some(Duration::ZERO) && union.redirect_dir;
+        union.metacopy = self.metacopy.unwrap_or(by_default);
         let mut flags = self.flags;
         let work = match &self.upper {
             None => {
@@ -346,7 +356,7 @@ impl Settings {
                 userxattr: self.userxattr,
                 trusted_lowers: self.trusted_lowers,
             },
-            union: self.union,
+            union,
             mount: MountOptions { source: self.source, flags, allow_other: self.allow_other },
             mountpoint: mountpoint.to_owned(),
             threads: self.threads.unwrap_or_else(default_threads),

@@ -27,6 +27,8 @@ mod life;
 mod limits;
 #[path = "mount/marks.rs"]
 mod marks;
+#[path = "mount/metacopy.rs"]
+mod metacopy;
 #[path = "mount/open_files.rs"]
 mod open_files;
 #[path = "mount/rename.rs"]
@@ -47,6 +49,7 @@ fn main() {
         coherence::tests(),
         deep::tests(),
         interop::tests(),
+        metacopy::tests(),
         layers::tests(),
         limits::tests(),
         durability::tests(),

@@ -177,7 +177,7 @@ fn inside(through: &[&str]) {
 /// What was changed without renaming a directory, the kernel's overlay reads with `userxattr`.
 fn the_kernel_reads_an_upper_with_user_marks() {
     assert!(not_root().is_some(), "not inside a user namespace");
-    let mut union = Union::new(2);
+    let mut union = Union::new(2).arguments(&["--metacopy", "off"]);
     put(union.lower(1, "d/file"), "x");
     put(union.lower(1, "d/gone"), "x");
     put(union.lower(0, "again/old"), "x");

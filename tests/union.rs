@@ -18,6 +18,7 @@ mod union {
     mod lookup;
     mod marks;
     mod memory;
+    mod metacopy;
     mod on_disk;
     mod reach;
     mod read_only;

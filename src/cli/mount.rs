@@ -77,6 +77,11 @@ pub struct Args {
     #[arg(long, value_name = "on|off")]
     redirect_dir: Option<OsString>,
 
+    /// Copy no data up for a change of a file's metadata alone: on or off [default: on; off with a timeout of 0 or without
+    /// redirects]
+    #[arg(long, value_name = "on|off")]
+    metacopy: Option<OsString>,
+
     /// Unique inode numbers over layers on several filesystems: auto, on or off [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     xino: Option<OsString>,
@@ -125,6 +130,7 @@ impl Args {
             ("threads", &self.threads),
             ("cache_entries", &self.cache_entries),
             ("redirect_dir", &self.redirect_dir),
+            ("metacopy", &self.metacopy),
             ("xino", &self.xino),
             ("source", &self.source),
         ];
@@ -160,11 +166,11 @@ mod tests {
     fn flags_and_lists_say_the_same() {
         let flags = config(
             "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --threads 2 \
-             --cache-entries 9 --noacl --redirect-dir off --xino on --source S MNT",
+             --cache-entries 9 --noacl --redirect-dir off --metacopy on --xino on --source S MNT",
         );
         let list = config(
             "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,threads=2 \
-             -ocache_entries=9,noacl,redirect_dir=off,xino=on,source=S MNT",
+             -ocache_entries=9,noacl,redirect_dir=off,metacopy=on,xino=on,source=S MNT",
         );
         assert_eq!(format!("{flags:?}"), format!("{list:?}"));
         assert_eq!(flags.mountpoint, Path::new("MNT"));

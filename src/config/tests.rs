@@ -93,6 +93,22 @@ fn durability_is_said_once() {
 }
 
 #[test]
+fn data_stays_in_lower_where_the_lower_stays() {
+    for (list, metacopy) in [
+        ("", true),
+        ("timeout=1", true),
+        ("metacopy=off", false),
+        ("timeout=0", false),
+        ("redirect_dir=off", false),
+        ("metacopy=on,timeout=0", true),
+        ("redirect_dir=off,metacopy=on", true),
+        ("metacopy=on,metacopy=off", false),
+    ] {
+        assert_eq!(config(&format!("lowerdir=/a,upperdir=/u,{list}")).unwrap().union.metacopy, metacopy, "{list}");
+    }
+}
+
+#[test]
 fn the_last_of_two_opposites_wins() {
     let flags = |list: &str| config(&format!("lowerdir=/a,upperdir=/u,{list}")).unwrap().mount.flags;
     assert_eq!(flags("nosuid,suid,nodev,noexec"), MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
@@ -138,6 +154,7 @@ fn values_of_another_form_are_told() {
         ("cache_entries=-1", "from 0 to"),
         ("xino=maybe", "auto, on, off"),
         ("redirect_dir=", "on, off"),
+        ("metacopy=yes", "on, off"),
         ("lowerdir", "needs a value"),
         ("ro=1", "takes no value"),
         ("source=", "1 to 255 bytes"),

@@ -64,7 +64,7 @@ impl Stack {
         let Some(root) = self.layers().first().filter(|layer| layer.root.layer.is_upper()) else { return Ok(()) };
         self.recover_uncommitted(boot).map_err(|e| {
             let what = format!("the upper layer can't be recovered after an unclean end ({e})");
-            SetupError::new(what, &root.path, "nothing is lost: make it readable and writable, and mount again")
+            SetupError::new(what, &root.path, "mount it with the lower layers that it had, readable and writable")
         })
     }
 
@@ -203,11 +203,11 @@ impl Stack {
             }
         } else {
             log::error!(
-                "{} may be damaged: the machine stopped before its copy was on disk, and no layer has its lower file now; \
-                 mount with that layer again to recover it",
-                found.shown()
+                "{} may be damaged: the machine stopped before its copy was on disk, and no layer has the lower file {} now",
+                found.shown(),
+                found.mark
             );
-            return Ok(());
+            return Err(Errno::ENOENT);
         }
         sys::posix::fsync(&object)?;
         upper.remove_mark(&object, Mark::Uncommitted)?;

@@ -11,9 +11,10 @@ use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::copy::Copier;
-use crate::layer::marks::{Mark, Namespace};
+use crate::layer::marks::{Mark, Namespace, Redirect};
 use crate::layer::origin::Origin;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
+use crate::layer::upper::UpperObject;
 use crate::layer::{StackSpec, Upper, preflight, work};
 use crate::name::Name;
 use crate::sys;
@@ -305,6 +306,19 @@ impl Stack {
         }
         let fd = self.open_dir(dir)?;
         Ok(self.upper()?.private_mark(fd.as_fd(), name, mark))
+    }
+
+    /// What an open file of upper says of where it was, or where its data is.
+    ///
+    /// # Errors
+    /// `EIO` for a mark that makes no sense.
+    pub fn redirect_of(&self, file: &UpperObject) -> Result<Option<Redirect>> {
+        let attr = self.namespace.name(Mark::Redirect);
+        let value = match none_if_absent(sys::xattr::get(Target::Fd(file.as_fd()), attr)) {
+            Err(Errno::EACCES) => self.unreadable_xattr(LayerId::UPPER, file.as_fd(), attr),
+            value => value,
+        };
+        value?.map(|value| Redirect::parse(&value)).transpose()
     }
 
     /// Whether a directory is marked as holding entries with an origin, or devices 0:0; in a layer whose marks count.

@@ -4,6 +4,7 @@
 //! the machine made it, and which lower file has the content that is certain. After a power loss the lists may lack what
 //! the disk has, so recovery goes by the marks of all files; after a crash of the daemon alone they save that search.
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
@@ -13,8 +14,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Result};
+use crate::layer::marks::Mark;
 use crate::layer::real::LayerId;
 use crate::layer::records;
+use crate::layer::upper::{AsUpper, Upper};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
@@ -71,6 +74,13 @@ impl Uncommitted {
     /// Whether a file is the one that was copied: lowers don't change, so these tell.
     pub fn is_of(&self, st: &Stat) -> bool {
         st.is_file() && st.size == self.size && st.mtime == self.mtime
+    }
+}
+
+impl fmt::Display for Uncommitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path: Vec<String> = self.path.iter().map(|name| name.escape_ascii().to_string()).collect();
+        write!(f, "{} (lower {}, {} bytes)", path.join("/"), self.layer, self.size)
     }
 }
 
@@ -200,6 +210,30 @@ fn parse_list(bytes: &[u8], boot: &str) -> Option<Vec<Vec<Name>>> {
         at += len;
     }
     Some(paths)
+}
+
+impl Upper {
+    /// Marks a staged copy as uncommitted, and notes the path in upper that it is about to get.
+    pub fn mark_uncommitted(&self, copy: &impl AsUpper, mark: &Uncommitted, path: &[Name]) -> Result<()> {
+        self.set_xattr(copy, self.namespace.name(Mark::Uncommitted), &mark.encode()?, 0)?;
+        self.lists.note(self.work.private.as_fd(), &mark.boot, path)
+    }
+
+    /// A batch begins: copies that are made from now on are of the next one.
+    pub fn begin_batch(&self) {
+        self.lists.turn();
+    }
+
+    /// All copies from before [`Upper::begin_batch`] are committed.
+    pub fn end_batch(&self) -> Result<()> {
+        self.lists.settle()
+    }
+
+    /// Makes everything on upper's filesystem durable.
+    pub fn sync_all(&self) -> Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        sys::posix::syncfs(sys::posix::openat(self.work.root(), c".", flags, Mode::empty())?)
+    }
 }
 
 /// How many entries of a list are sound, for `tests/fuzz`.

@@ -1,6 +1,6 @@
 //! The only code that can change a layer: every mutator is a method of [`Upper`] and takes what only upper can give.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
@@ -18,7 +18,7 @@ use crate::layer::private::PrivateMarks;
 use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
 use crate::layer::stage::{self, Over, Staged, Stager};
-use crate::layer::uncommitted::{Lists, Uncommitted};
+use crate::layer::uncommitted::Lists;
 use crate::layer::work::WorkDir;
 use crate::name::Name;
 use crate::sys;
@@ -317,6 +317,11 @@ impl Upper {
         self.copier.copy(from, st, to.fd())
     }
 
+    /// Gives a staged file a size without data.
+    pub fn stage_hole(&self, file: &Staged<'_>, size: u64) -> Result<()> {
+        sys::posix::ftruncate(file.fd(), i64::try_from(size).map_err(|_| Errno::EFBIG)?)
+    }
+
     /// Copies the data of a lower file into the metadata copy of it that is in upper already.
     pub fn fill_data(&self, from: BorrowedFd<'_>, st: &Stat, to: &UpperObject) -> Result<CopyKind> {
         self.work.begin()?;
@@ -331,30 +336,6 @@ impl Upper {
     /// Makes a file's data and attributes durable.
     pub fn sync(&self, file: &impl AsUpper) -> Result<()> {
         sys::posix::fsync(file.as_upper_fd())
-    }
-
-    // -- copies whose data may not be on disk yet
-
-    /// Marks a staged copy as uncommitted, and notes the path in upper that it is about to get.
-    pub fn mark_uncommitted(&self, copy: &impl AsUpper, mark: &Uncommitted, path: &[Name]) -> Result<()> {
-        self.set_xattr(copy, self.namespace.name(Mark::Uncommitted), &mark.encode()?, 0)?;
-        self.lists.note(self.work.private.as_fd(), &mark.boot, path)
-    }
-
-    /// A batch begins: copies that are made from now on are of the next one.
-    pub fn begin_batch(&self) {
-        self.lists.turn();
-    }
-
-    /// All copies from before [`Upper::begin_batch`] are committed.
-    pub fn end_batch(&self) -> Result<()> {
-        self.lists.settle()
-    }
-
-    /// Makes everything on upper's filesystem durable.
-    pub fn sync_all(&self) -> Result<()> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        sys::posix::syncfs(sys::posix::openat(self.work.root(), c".", flags, Mode::empty())?)
     }
 
     /// Has a file's data be written to disk soon.
@@ -481,7 +462,11 @@ impl Upper {
     /// Removes a stored xattr.
     pub fn remove_xattr(&self, object: &impl AsUpper, attr: &CStr) -> Result<()> {
         self.work.begin()?;
-        sys::xattr::remove(Target::Fd(object.as_upper_fd()), attr)
+        let object = object.as_upper_fd();
+        match sys::xattr::remove(Target::Fd(object), attr) {
+            Err(Errno::EACCES) => self.despite_mode(object, || sys::xattr::remove(Target::Fd(object), attr)),
+            done => done,
+        }
     }
 
     /// Sets a mark; on an object that can't carry it, in the work directory.
@@ -491,6 +476,16 @@ impl Upper {
                 self.private.set(self.work.private.as_fd(), object.as_upper_fd(), mark, value)
             }
             done => done,
+        }
+    }
+
+    /// Sets a mark that counts on regular files only. False where it can't be stored on the file itself.
+    pub fn mark_file(&self, file: &impl AsUpper, mark: Mark, value: &[u8]) -> Result<bool> {
+        use Errno::{E2BIG, EDQUOT, ENOSPC, EOPNOTSUPP, EPERM, ERANGE};
+        match self.set_xattr(file, self.namespace.name(mark), value, 0) {
+            // ext4 says so, too, of what doesn't fit into the one block that a file's attributes have.
+            Err(ENOSPC | EDQUOT | E2BIG | ERANGE | EOPNOTSUPP | EPERM) => Ok(false),
+            done => done.map(|()| true),
         }
     }
 
@@ -526,38 +521,6 @@ impl Upper {
         self.work.begin()?;
         sys::copy::copy_range(from, at, to.as_fd(), to_at, len)
     }
-
-    // -- parking: a name out of sight for an unlinked file that is still in use
-
-    /// Gives a file a private name, when there are too many to hold each open.
-    pub fn park(&self, object: &UpperObject, number: u64) -> Result<()> {
-        let name = parked_name(number)?;
-        sys::file::link_fd(object.as_fd(), self.work.parked.as_fd(), &name)
-    }
-
-    /// Opens a parked file.
-    pub fn open_parked(&self, number: u64, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
-        let name = parked_name(number)?;
-        let fd = sys::posix::openat(
-            &self.work.parked,
-            name.as_c_str(),
-            flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        if ObjKey::from(&sys::file::stat(&fd)?) != key {
-            return Err(Errno::ESTALE);
-        }
-        Ok(UpperObject(Arc::new(fd)))
-    }
-
-    /// Lets a parked file go.
-    pub fn unpark(&self, number: u64) -> Result<()> {
-        sys::posix::unlinkat(&self.work.parked, parked_name(number)?.as_c_str(), UnlinkatFlags::NoRemoveDir)
-    }
-}
-
-fn parked_name(number: u64) -> Result<CString> {
-    CString::new(format!("{number:x}")).map_err(|_| Errno::EINVAL)
 }
 
 /// What only upper gives out, so that nothing else can be changed.

@@ -240,6 +240,10 @@ impl Union {
             Node::Dir(_) => st.nlink,
             Node::Other(_) => self.link_count(inode, st),
         };
+        let blocks = match &inode.node {
+            Node::Dir(_) => st.blocks,
+            Node::Other(file) => file.read().data().map_or(st.blocks, |data| data.blocks),
+        };
         let time = |(sec, nsec)| Time { sec, nsec };
         let (uid, gid) = self.owner(inode, st);
         Ok(Attr {
@@ -251,7 +255,7 @@ impl Union {
             gid,
             rdev: st.rdev,
             size: st.size,
-            blocks: st.blocks,
+            blocks,
             blksize: st.blksize,
             atime: time(st.atime),
             mtime: time(st.mtime),
@@ -305,6 +309,7 @@ impl Union {
                 let copy = match change.size {
                     Some(0) => CopyUp::WithoutData,
                     Some(_) => CopyUp::Whole,
+                    None if change.before_write => CopyUp::Whole,
                     None => CopyUp::Metadata,
                 };
                 self.ensure_upper(&inode, copy)?;

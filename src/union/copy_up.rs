@@ -1,6 +1,6 @@
 //! Copy-up: bringing a lower object into upper, staged out of sight and published with one call.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
@@ -25,10 +25,21 @@ use crate::union::{FileKind, Union};
 pub(super) enum CopyUp {
     /// Metadata and data.
     Whole,
-    /// Metadata; where upper has the metadata already, its data may stay where it is.
+    /// Metadata; the data may stay where it is.
     Metadata,
     /// Metadata only, because the file is truncated to nothing next.
     WithoutData,
+}
+
+/// A copy in the making.
+struct StagedCopy<'a> {
+    staged: Staged<'a>,
+    /// The status of the lower object.
+    stat: Stat,
+    /// Where the data is, if the copy has none.
+    data: Option<LowerData>,
+    /// Whether it has to be committed once it is published.
+    uncommitted: bool,
 }
 
 impl Union {
@@ -156,7 +167,8 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
-        let (staged, stat, uncommitted) = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
+        let StagedCopy { staged, stat, data, uncommitted } =
+            self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
         let key = ObjKey::from(&sys::file::stat(staged.fd())?);
         let mut staged = Some(staged);
         loop {
@@ -164,7 +176,7 @@ impl Union {
             let Some(link) = link else {
                 // Unlinked, but still open somewhere: its copy needs no name.
                 let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?);
-                self.switch_to_copy(inode, &object, key, lower_key, &stat);
+                self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
                 if stat.nlink > 1 && self.has_uncovered_names(inode) {
                     if uncommitted {
                         self.commit_later(inode);
@@ -183,7 +195,7 @@ impl Union {
                 continue;
             }
             let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
-            self.switch_to_copy(inode, &object, key, lower_key, &stat);
+            self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
             if uncommitted {
                 self.commit_later(inode);
             }
@@ -206,18 +218,10 @@ impl Union {
         let before = sys::file::stat(&object)?;
         let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
         let stat = sys::file::stat(&lower)?;
-        let uncommitted = if copy == CopyUp::WithoutData {
-            // Marked first: recovery gives the size back as long as the data is the lower's.
-            let uncommitted = self.guard_copy(inode, &object, &data, &stat)?;
-            upper.truncate(&object, 0)?;
-            uncommitted
-        } else {
-            let kind = self.keeping_capabilities(&object, || upper.fill_data(lower.as_fd(), &stat, &object))?;
-            self.counters.copied_bytes(kind, stat.size);
-            upper.set_times(&object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
-            self.guard_copy(inode, &object, &data, &stat)?
-        };
-        upper.remove_mark(&object, Mark::Metacopy)?;
+        let uncommitted = self
+            .bring_data(inode, &object, (&data, &lower, &stat), copy)
+            .and_then(|uncommitted| upper.remove_mark(&object, Mark::Metacopy).map(|()| uncommitted))
+            .inspect_err(|_| self.empty_again(&object, &before))?;
         self.counters.copied_up(CopyUpKind::Completed);
         file.write().rare_mut().data = None;
         if uncommitted {
@@ -227,8 +231,36 @@ impl Union {
         Ok(())
     }
 
+    /// Fills a metadata copy with the data of a lower file, or empties it. True if it has to be committed later.
+    fn bring_data(
+        &self,
+        inode: &Inode,
+        object: &UpperObject,
+        (data, file, stat): (&LowerData, &OwnedFd, &Stat),
+        copy: CopyUp,
+    ) -> Result<bool> {
+        let upper = self.stack.upper()?;
+        if copy == CopyUp::WithoutData {
+            // Marked first: recovery gives the size back as long as the data is the lower's.
+            let uncommitted = self.guard_copy(inode, object, data, stat)?;
+            return upper.truncate(object, 0).map(|()| uncommitted);
+        }
+        let before = sys::file::stat(object)?;
+        let kind = self.keeping_privileges(object, &before, || upper.fill_data(file.as_fd(), stat, object))?;
+        self.counters.copied_bytes(kind, stat.size);
+        upper.set_times(object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
+        self.guard_copy(inode, object, data, stat)
+    }
+
     /// From now on the inode is its copy; other names that are known still are the lower's.
-    fn switch_to_copy(&self, inode: &Arc<Inode>, object: &UpperObject, key: ObjKey, lower: ObjKey, lower_stat: &Stat) {
+    fn switch_to_copy(
+        &self,
+        inode: &Arc<Inode>,
+        object: &UpperObject,
+        (key, lower): (ObjKey, ObjKey),
+        lower_stat: &Stat,
+        data: Option<LowerData>,
+    ) {
         let Node::Other(file) = &inode.node else { return };
         self.table.add_key(key.seen_in(LayerId::UPPER), inode);
         {
@@ -237,7 +269,7 @@ impl Union {
             file.key = key;
             let rare = file.rare_mut();
             rare.lower_key = Some(lower);
-            rare.data = None;
+            rare.data = data;
             let mut links = file.links.as_mut_slice().iter_mut();
             if let Some(first) = links.next() {
                 first.layer = LayerId::UPPER;
@@ -253,7 +285,8 @@ impl Union {
         }
     }
 
-    /// Makes a copy of a lower object in the work directory.
+    /// Makes a copy of a lower object in the work directory. With it come that one's status, and where the data is if the copy
+    /// has none.
     fn stage_copy(
         &self,
         inode: &Inode,
@@ -261,7 +294,7 @@ impl Union {
         name: &Name,
         origin: Option<&Origin>,
         copy: CopyUp,
-    ) -> Result<(Staged<'_>, Stat, bool)> {
+    ) -> Result<StagedCopy<'_>> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let (key, data) = {
             let file = file.read();
@@ -288,9 +321,10 @@ impl Union {
             _ => upper.stage_node(stat.mode, stat.rdev)?,
         };
         // The metadata of a lower file may be in another layer than its data.
-        let data = data.unwrap_or_else(|| LowerData { dir: dir.clone(), name: name.clone(), key });
+        let data = Self::data_of(dir, name, &stat, data);
         let mut data_stat = stat;
-        if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 {
+        let metadata_only = inode.kind == FileKind::Regular && self.stage_without_data(&staged, &stat, copy)?;
+        if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 && !metadata_only {
             let file = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
             data_stat = sys::file::stat(&file)?;
             let kind = upper.copy_data(file.as_fd(), &data_stat, &staged)?;
@@ -309,15 +343,16 @@ impl Union {
         if null_device {
             upper.set_mark(&staged, Mark::Device, b"0:0")?;
         }
-        let guarded = inode.kind == FileKind::Regular && stat.size > 0;
+        let guarded = inode.kind == FileKind::Regular && stat.size > 0 && !metadata_only;
         let uncommitted = guarded && self.guard_copy(inode, &staged, &data, &data_stat)?;
         self.counters.copied_up(match (inode.kind, copy) {
+            (FileKind::Regular, _) if metadata_only => CopyUpKind::Metadata,
             (FileKind::Regular, CopyUp::WithoutData) => CopyUpKind::Truncated,
             (FileKind::Regular, _) => CopyUpKind::Data,
             (FileKind::Symlink, _) => CopyUpKind::Symlink,
             _ => CopyUpKind::Special,
         });
-        Ok((staged, stat, uncommitted))
+        Ok(StagedCopy { staged, stat, data: metadata_only.then_some(data), uncommitted })
     }
 }
 

@@ -246,6 +246,8 @@ pub(super) struct LowerData {
     pub name: Name,
     /// Which object it is.
     pub key: ObjKey,
+    /// Its allocated 512-byte blocks, which show as the copy's: that is a hole, and looks empty to some programs.
+    pub blocks: u64,
 }
 
 impl FileState {
@@ -379,6 +381,11 @@ impl Inode {
                 file.read().links.as_slice().iter().map(|link| (link.parent.number, link.name.clone())).collect()
             }
         }
+    }
+
+    /// Whether upper has its metadata only.
+    pub(super) fn has_data_in_lower(&self) -> bool {
+        matches!(&self.node, Node::Other(file) if file.read().data().is_some())
     }
 
     /// Whether it has this name.

@@ -7,7 +7,6 @@ use crate::error::{Errno, Result};
 use crate::layer::LayerId;
 use crate::layer::stage::Over;
 use crate::name::Name;
-use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union};
@@ -32,7 +31,7 @@ impl Union {
         if nameless && self.attr_of(&inode)?.nlink == 0 {
             return Err(Errno::ENOENT);
         }
-        self.ensure_upper(&inode, CopyUp::Whole)?;
+        self.bring_up_to_move(&inode)?;
         self.ensure_upper_dir(&parent)?;
         self.link_in_upper(&inode, &parent, newname)?;
         self.attr_of(&inode)
@@ -53,7 +52,7 @@ impl Union {
         let object = self.upper_object(inode)?;
         let hidden = self.stack.has_dot_whiteout(&dir, name)?;
         let is_copy = self.keep_origin_of_linked(inode)? || is_indexed(inode);
-        if is_copy || inode.kind == FileKind::CharDevice {
+        if is_copy || inode.kind == FileKind::CharDevice || inode.has_data_in_lower() {
             self.stack.set_impure(&dir)?;
         }
         match upper.link(&object, &fd, name) {

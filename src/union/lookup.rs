@@ -245,7 +245,7 @@ impl Union {
         let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
         let kind = if marks.device { FileKind::CharDevice } else { FileKind::from_mode(stat.mode)? };
         let mut data =
-            if marks.metacopy { Some(self.find_data(&view.lowers, dir, name, marks.redirect.as_ref())?) } else { None };
+            if marks.metacopy { Some(self.find_data(view, dir, name, marks.redirect.as_ref())?) } else { None };
         let (mut origin, mut indexed) = (None, None);
         if dir.layer.is_upper() {
             let lower = self.verified_origin(view, name, &stat, &marks)?;
@@ -257,46 +257,52 @@ impl Union {
         } else if stat.nlink > 1 {
             indexed = self.find_copy(dir, name, &stat)?;
             origin = indexed.as_ref().map(|copy| copy.lower);
-            if let Some(copy) = &indexed
-                && data.is_none()
-                && self.stack.upper()?.indexed_mark(&copy.name, Mark::Metacopy)?.is_some()
-            {
-                data = Some(LowerData { dir: dir.clone(), name: name.clone(), key: copy.lower });
+            if let Some(copy) = &indexed {
+                let has_data = self.stack.upper()?.indexed_mark(&copy.name, Mark::Metacopy)?.is_none();
+                data = if has_data { None } else { Some(Self::data_of(dir, name, &stat, data)) };
             }
         }
         let stat = indexed.as_ref().map_or(stat, |copy| copy.stat);
         Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data, indexed }))
     }
 
-    /// The lower file that has the data of a metadata copy, which is in `dir`: of the directories that merge with that, in
-    /// the first of `parents` below it, unless a redirect says otherwise.
+    /// The lower file that has the data of a metadata copy, which is in `dir`.
     fn find_data(
         &self,
-        parents: &[Arc<RealDir>],
+        view: &DirView,
         dir: &Arc<RealDir>,
         name: &Name,
         redirect: Option<&Redirect>,
     ) -> Result<LowerData> {
-        let below = || parents.iter().filter(|l| l.layer > dir.layer).cloned().collect();
+        self.look_for_data(&view.lowers, dir.layer, name, redirect)?.ok_or_else(|| {
+            log::error!("the data of {name}, which {:?} has the metadata of, is in no layer", dir.path());
+            Errno::EIO
+        })
+    }
+
+    /// The lower file that has the data of a metadata copy in the layer `above`: of the directories that merge with the
+    /// copy's, in the first of `parents` below it, unless a redirect says otherwise.
+    pub(super) fn look_for_data(
+        &self,
+        parents: &[Arc<RealDir>],
+        above: LayerId,
+        name: &Name,
+        redirect: Option<&Redirect>,
+    ) -> Result<Option<LowerData>> {
+        let below = || parents.iter().filter(|l| l.layer > above).cloned().collect();
         let (parents, name): Last<'_> = match redirect {
             None => (below(), name),
             Some(Redirect::Sibling(name)) => (below(), name),
             Some(Redirect::Path(path)) => {
-                self.walk_to(&self.lower_roots(dir.layer), path)?.unwrap_or_else(|| (Vec::new(), name))
+                self.walk_to(&self.lower_roots(above), path)?.unwrap_or_else(|| (Vec::new(), name))
             }
         };
-        let InLowers::Other(dir, stat) = self.find_in_lowers(&parents, name, false)? else {
-            log::error!("the data of {name}, which {:?} has the metadata of, is in no layer", dir.path());
-            return Err(Errno::EIO);
-        };
+        let InLowers::Other(dir, stat) = self.find_in_lowers(&parents, name, false)? else { return Ok(None) };
         let marks = self.stack.file_marks(&dir, name, &stat)?;
         if marks.metacopy && stat.size > 0 {
-            return self.find_data(&parents, &dir, name, marks.redirect.as_ref());
+            return self.look_for_data(&parents, dir.layer, name, marks.redirect.as_ref());
         }
-        if !stat.is_file() {
-            return Err(Errno::EIO);
-        }
-        Ok(LowerData { dir, name: name.clone(), key: ObjKey::from(&stat) })
+        Ok(stat.is_file().then(|| Self::data_of(&dir, name, &stat, None)))
     }
 
     /// Whether a layer that has a directory hides those below by an AUFS whiteout beside it, which is for the layers below.

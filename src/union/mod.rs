@@ -18,6 +18,7 @@ mod inode_table;
 mod link;
 mod listing;
 mod lookup;
+mod metacopy;
 mod pin;
 mod readdir;
 mod remove;
@@ -72,6 +73,8 @@ pub struct Options {
     pub boot_id: Option<String>,
     /// Store redirects, so that merged directories can be renamed.
     pub redirect_dir: bool,
+    /// Copy no data up for a change of a file's metadata alone.
+    pub metacopy: bool,
     /// POSIX ACLs; without them their attributes are answered with EOPNOTSUPP.
     pub acl: bool,
     /// Inode numbers over several filesystems.
@@ -87,6 +90,7 @@ impl Default for Options {
             durability: Durability::default(),
             boot_id: None,
             redirect_dir: true,
+            metacopy: true,
             acl: true,
             xino: Xino::Auto,
             cache_entries: 16 * 1024,

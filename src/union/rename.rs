@@ -14,7 +14,6 @@ use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
 use crate::sys::xattr::Target;
-use crate::union::copy_up::CopyUp;
 use crate::union::inode::{DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
 use crate::union::remove::lock_two;
@@ -132,8 +131,7 @@ impl Union {
 
     /// Copies up what is to be moved.
     fn bring_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        // A metadata copy is completed first: at another name it would find other data.
-        let Node::Dir(dir) = &inode.node else { return self.ensure_upper(inode, CopyUp::Whole) };
+        let Node::Dir(dir) = &inode.node else { return self.bring_up_to_move(inode) };
         if !dir.view().lowers.is_empty() && !self.options.redirect_dir {
             return Err(Errno::EXDEV);
         }
@@ -207,7 +205,7 @@ impl Union {
     /// where a whole one was.
     fn start_writeback(&self, source: &Held<'_>, to: &Side<'_>) {
         let durable = self.options.durability != Durability::Volatile;
-        if !durable || !to.below || source.kind != FileKind::Regular {
+        if !durable || !to.below || source.kind != FileKind::Regular || source.has_data_in_lower() {
             return;
         }
         let started = self.writable_file(source).and_then(|file| self.stack.upper()?.start_writeback(&file));
@@ -388,10 +386,11 @@ impl Union {
         Ok(())
     }
 
-    /// A file keeps its number by its origin mark; that, and the mark of a device 0:0, a listing of its directory looks for.
+    /// A file keeps its number by its origin mark; that, and the marks of a device 0:0 and of a metadata copy, are looked for in
+    /// an impure directory only.
     fn mark_moved_file(&self, inode: &Held<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         let is_copy = self.keep_origin(inode, from.dir, &from.view, &from.real, from.name)?;
-        if is_copy || inode.kind == FileKind::CharDevice {
+        if is_copy || inode.kind == FileKind::CharDevice || inode.has_data_in_lower() {
             self.stack.set_impure(&to.real)?;
         }
         Ok(())

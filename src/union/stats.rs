@@ -136,6 +136,8 @@ const OP_NAMES: [&str; 28] = [
 pub(super) enum CopyUpKind {
     /// A regular file with its data.
     Data,
+    /// A regular file without its data, for a change of its metadata alone.
+    Metadata,
     /// A regular file that was truncated to nothing next: no data.
     Truncated,
     /// The data of a file of which upper had the metadata.
@@ -146,7 +148,7 @@ pub(super) enum CopyUpKind {
     Special,
 }
 
-const COPY_UP_NAMES: [&str; 6] = ["data", "truncated", "completed", "directory", "symlink", "special"];
+const COPY_UP_NAMES: [&str; 7] = ["data", "metadata", "truncated", "completed", "directory", "symlink", "special"];
 const COPY_KINDS: [CopyKind; 3] = [CopyKind::Reflink, CopyKind::CopyFileRange, CopyKind::ReadWrite];
 
 /// The counters of a union.
@@ -214,6 +216,7 @@ impl Union {
             ("acl".to_owned(), on(options.acl)),
             ("cache_entries".to_owned(), options.cache_entries.to_string()),
             ("marks".to_owned(), format!("{:?}", self.stack.namespace()).to_lowercase()),
+            ("metacopy".to_owned(), on(options.metacopy)),
             ("pid".to_owned(), std::process::id().to_string()),
             ("redirect_dir".to_owned(), on(options.redirect_dir)),
             ("timeout".to_owned(), options.timeout.map_or("infinite".to_owned(), |t| t.as_secs_f64().to_string())),

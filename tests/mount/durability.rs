@@ -16,6 +16,7 @@ use crate::t;
 pub fn tests() -> Vec<Test> {
     vec![
         t!(a_copy_is_whole_after_a_power_cut).root().needs(no_ext4),
+        t!(a_metadata_copy_is_one_after_a_power_cut).root().needs(no_ext4),
         t!(what_was_synced_is_there_after_a_power_cut).root().needs(no_ext4),
     ]
 }
@@ -65,7 +66,7 @@ impl Drop for Disk {
 /// Nobody synced the file. Its name got to the disk with the directory, and its data has to be there then.
 fn a_copy_is_whole_after_a_power_cut() {
     let disk = Disk::new();
-    let mut union = Union::new(1).upper_in(&disk.root());
+    let mut union = Union::new(1).upper_in(&disk.root()).arguments(&["--metacopy", "off"]);
     let content = "0123456789abcdef".repeat(1 << 18);
     for name in ["moded", "moved", "linked", "opened"] {
         put(union.lower(0, &format!("d/{name}")), &content);
@@ -84,6 +85,36 @@ fn a_copy_is_whole_after_a_power_cut() {
     }
     assert_eq!(mode(upper.join("d/moded")), 0o640);
     assert!(is_whiteout(upper.join("d/moved")));
+    drop(later);
+    union.umount();
+    drop(union);
+}
+
+/// It has no data to wait for: its name is never there without its size and marks.
+fn a_metadata_copy_is_one_after_a_power_cut() {
+    let disk = Disk::new();
+    let mut union = Union::new(1).upper_in(&disk.root());
+    let content = "0123456789abcdef".repeat(1 << 18);
+    for name in ["moded", "moved", "linked"] {
+        put(union.lower(0, &format!("d/{name}")), &content);
+    }
+    union.mount();
+    put(union.at("d/before"), "x");
+    nix::unistd::syncfs(open(disk.root())).expect("syncfs");
+    chmod(union.at("d/moded"), 0o640);
+    fs::rename(union.at("d/moved"), union.at("d/target")).expect("rename");
+    fs::hard_link(union.at("d/linked"), union.at("d/link")).expect("link");
+    open(union.at("d")).sync_all().expect("fsync of the directory");
+    let (later, upper) = disk.cut();
+    for (name, redirect) in
+        [("moded", None), ("target", Some("/d/moved")), ("linked", Some("/d/linked")), ("link", Some("/d/linked"))]
+    {
+        let file = upper.join("d").join(name);
+        assert_eq!(marked(&file, "trusted.overlay.metacopy").as_deref(), Some(""), "{name}");
+        assert_eq!(marked(&file, "trusted.overlay.redirect").as_deref(), redirect, "{name}");
+        assert_eq!(stat(&file).len(), content.len() as u64, "{name}");
+    }
+    assert_eq!(mode(upper.join("d/moded")), 0o640);
     drop(later);
     union.umount();
     drop(union);

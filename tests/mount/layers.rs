@@ -95,9 +95,15 @@ fn otherwise_they_are_seen_after_a_remount() {
     union.umount();
 }
 
-/// As an image is built: what was the upper is the top lower of the next mount.
+/// As an image is built: what was the upper is the top lower of the next mount, with all data in it or with marks that are
+/// believed there.
 fn an_upper_that_became_a_lower_shows_the_same_tree() {
-    let mut union = Union::new(2);
+    an_upper_becomes_a_lower(&["--metacopy", "off"], &[]);
+    an_upper_becomes_a_lower(&[], &["--trusted-lowers"]);
+}
+
+fn an_upper_becomes_a_lower(first: &[&str], second: &[&str]) {
+    let mut union = Union::new(2).arguments(first);
     for name in ["a/changed", "a/gone", "b/sub/file", "again/old", "moved", "merged/one", "kept"] {
         put(union.lower(1, name), name);
     }
@@ -114,7 +120,7 @@ fn an_upper_that_became_a_lower_shows_the_same_tree() {
     std::os::unix::fs::symlink("x", union.at("link")).expect("symlink");
     let (shown, new) = (Tree::of(&union.at("")).portable(), [ino(union.at("new")), ino(union.at("kept"))]);
     union.umount();
-    let mut next = Union::new(0).lower_in(&union.upper(""));
+    let mut next = Union::new(0).lower_in(&union.upper("")).arguments(second);
     for lower in union.lowers() {
         next = next.lower_in(lower);
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use layerfs::union::{Durability, Options};
+use layerfs::union::{Durability, Options, Union};
 
 use crate::union::fixture::*;
 
@@ -37,7 +37,7 @@ fn fsync_commits_the_file() {
 #[test]
 fn fsyncdir_commits_what_the_directory_names() {
     let (layers, view) = uncommitted();
-    view.union.fsyncdir(layerfs::union::Union::ROOT, false).unwrap();
+    view.union.fsyncdir(Union::ROOT, false).unwrap();
     assert!(is_marked(&layers.upper("d/f")), "another directory's");
     view.union.fsyncdir(view.stat("d").unwrap().ino, false).unwrap();
     assert!(!is_marked(&layers.upper("d/f")));
@@ -131,15 +131,14 @@ fn what_is_whole_is_not_kept_aside() {
 }
 
 #[test]
-fn without_its_lower_file_a_copy_stays_marked() {
+fn without_its_lower_file_a_copy_is_not_mounted() {
     let (layers, view) = uncommitted();
     drop(view);
     let elsewhere = layers.lowers[1].with_extension("elsewhere");
     fs::rename(layers.lowers[1].join("d/f"), &elsewhere).unwrap();
-    let view = layers.open_with(options("second"));
-    assert_eq!(view.text("d/f"), "UPPER content");
-    assert!(is_marked(&layers.upper("d/f")));
-    drop(view);
+    let refused = Union::open(&layers.spec(), options("second")).unwrap_err();
+    assert!(refused.to_string().contains("lower layers that it had"), "{refused}");
+    assert_eq!(fs::read_to_string(layers.upper("d/f")).unwrap(), "UPPER content");
     fs::rename(&elsewhere, layers.lowers[1].join("d/f")).unwrap();
     assert_eq!(layers.open_with(options("third")).text("d/f"), "lower content");
 }
