@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::check::{Layers, seen_in};
 use super::disk::{Disk, Host, Kind};
 use super::fixture::View;
-use super::history::{Cut, History};
+use super::history::{Cut, History, Seen};
 use super::worker::{Worker, beginning, lay_out, locked};
 use crate::common::dice::Dice;
 use crate::common::files::make_dir;
@@ -133,8 +133,9 @@ impl Run<'_> {
         let answered: Vec<usize> = self.all().map(|history| history.answered).collect();
         self.machine.host.cut("now", name);
         let begun = self.all().map(|history| history.steps.len());
+        let loose_names = self.machine.kind == Kind::Btrfs;
         let cuts = answered.into_iter().zip(begun);
-        let cuts = cuts.map(|(answered, begun)| Cut { answered, begun, nothing_lost: false }).collect();
+        let cuts = cuts.map(|(answered, begun)| Cut { answered, begun, nothing_lost: false, loose_names }).collect();
         self.cuts.push((name.to_owned(), cuts));
     }
 
@@ -152,7 +153,8 @@ impl Run<'_> {
     pub fn cut_after_the_end(&mut self, name: &str) {
         self.machine.host.cut("now", name);
         let cuts = self.all().map(|history| history.steps.len());
-        let cuts = cuts.map(|steps| Cut { answered: steps, begun: steps, nothing_lost: true }).collect();
+        let cuts =
+            cuts.map(|steps| Cut { answered: steps, begun: steps, nothing_lost: true, loose_names: false }).collect();
         self.cuts.push((name.to_owned(), cuts));
     }
 
@@ -169,7 +171,8 @@ impl Run<'_> {
         let disk = self.machine.host.turn_on(name, self.machine.kind);
         let layers = Layers::new(disk.root());
         let uncommitted = layers.uncommitted();
-        eprintln!("{name}: {cuts:?}, {} not committed", uncommitted.len());
+        let answered: Vec<usize> = cuts.iter().map(|cut| cut.answered).collect();
+        eprintln!("    {name}: {answered:?} changes were answered, {} copies not committed", uncommitted.len());
         if cuts.iter().all(|cut| cut.nothing_lost) && !uncommitted.is_empty() {
             return Err(format!("not committed: {:?}", uncommitted.keys()));
         }
@@ -183,7 +186,9 @@ impl Run<'_> {
         view.close();
         let by_the_kernel = layers.seen_by_the_kernel(&self.union.point());
         if let Some(path) = seen.keys().find(|path| seen.get(*path) != by_the_kernel.get(*path)) {
-            return Err(format!("the kernel's overlay shows another {path}"));
+            let short = |seen: Option<&Seen>| seen.map(|seen| (seen.mode, seen.content.as_ref().map(Vec::len)));
+            let (ours, its) = (short(seen.get(path)), short(by_the_kernel.get(path)));
+            return Err(format!("{path} is {ours:?}, the kernel's overlay shows {its:?}"));
         }
         for (before, now) in self.machine.lowers.iter().zip(layers.lower_trees()) {
             before.assert_same(&now, "a lower after the cut");

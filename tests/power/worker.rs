@@ -10,7 +10,7 @@ use super::history::{Event, History, Id, Origin, Step};
 use crate::common::dice::Dice;
 
 /// So many names are enough.
-const MANY: usize = 60;
+const MANY: usize = 80;
 
 /// One that changes things.
 pub struct Worker<'a> {
@@ -42,13 +42,13 @@ pub fn beginning() -> History {
         history.names.insert(directory.to_owned(), number);
         history.origins.insert(number, Origin { content: None, mode: 0o755 });
     }
-    let sizes = [10, 900, 5000, 40_000, 300_000, 20];
-    for (number, name) in
-        ["a", "b", "c", "d", "e", "f", "sub/a", "sub/b", "sub/c", "sub/d", "other/a", "other/b"].into_iter().enumerate()
-    {
+    let sizes = [10, 900, 5000, 40_000, 300_000, 20, 4096];
+    let places =
+        ["", "sub/", "other/"].into_iter().flat_map(|place| ('a'..='l').map(move |name| format!("{place}{name}")));
+    for (number, name) in places.enumerate() {
         let id = number + 2;
         let content = Some(Arc::new(pattern(id, 0, sizes[number % sizes.len()])));
-        history.names.insert(name.to_owned(), id);
+        history.names.insert(name, id);
         history.origins.insert(id, Origin { content, mode: 0o644 });
     }
     // One file with two names.
