@@ -96,6 +96,15 @@ impl Host {
         Disk { mount: Some(OtherMount::image_with(kind.options(), &self.image(name), &root)), root }
     }
 
+    /// Mounts a disk whose power went. Btrfs doesn't list all names in the mount that has just replayed its log, though it finds
+    /// them, so that one is done with first.
+    pub fn turn_on_again(&self, name: &str, kind: Kind) -> Disk {
+        if kind == Kind::Btrfs {
+            self.turn_on(name, kind).turn_off();
+        }
+        self.turn_on(name, kind)
+    }
+
     /// Throws a disk away.
     pub fn remove(&self, name: &str) {
         let image = self.image(name);
