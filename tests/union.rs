@@ -23,6 +23,7 @@ mod union {
     mod reach;
     mod read_only;
     mod readdir;
+    mod recovery;
     mod remove;
     mod rename;
     mod setup;
