@@ -9,6 +9,7 @@ mod journal;
 mod worker;
 
 use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use common::dice::{Dice, fresh_seed};
-use common::files::{exists, make_dir, names, put};
+use common::files::{exists, make_dir, names, put, stat};
+use common::sys;
 use common::tree::Tree;
 use common::union::Union;
 use worker::Worker;
@@ -69,6 +71,7 @@ fn rounds(arguments: &[&str], cached: bool) {
         union.mount();
         assert!(names(union.work("layerfs/stage")).is_empty(), "round {round}: left in the making");
         assert!(names(union.work("layerfs/parked")).is_empty(), "round {round}: left without a name");
+        assert_eq!(uncommitted(&union), Vec::<PathBuf>::new(), "round {round}: left for a power loss to take");
         for (number, worker) in workers.iter_mut().enumerate() {
             worker.check().unwrap_or_else(|fault| panic!("round {round}, worker {number}: {fault}"));
         }
@@ -76,11 +79,32 @@ fn rounds(arguments: &[&str], cached: bool) {
     }
     let shown = Tree::of(&union.at("")).across_mounts();
     union.umount();
+    assert_eq!(uncommitted(&union), Vec::<PathBuf>::new(), "a clean end commits");
     assert!(!exists(union.work("work/incompat/layerfs")), "a clean end takes back what keeps the kernel away");
     union.mount();
     shown.assert_same(&Tree::of(&union.at("")).across_mounts(), "mounted again");
     union.umount();
     union.assert_lowers(&before);
+}
+
+/// The files of upper with the mark of a copy whose data may not be on the disk.
+fn uncommitted(union: &Union) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![union.upper(""), union.work("index"), union.work("layerfs/index")];
+    while let Some(directory) = todo.pop().filter(|directory| exists(directory)) {
+        for name in names(&directory) {
+            let path = directory.join(name);
+            let status = stat(&path);
+            if status.is_dir() {
+                todo.push(path);
+            } else if status.is_file() {
+                let marks = sys::list_xattr(&path).expect("listxattr");
+                let marked = marks.iter().any(|mark| mark.as_encoded_bytes().ends_with(b".layerfs.uncommitted"));
+                found.extend(marked.then_some(path));
+            }
+        }
+    }
+    found
 }
 
 /// Lets all workers change what they can until the daemon is killed: by the first of them between two of its changes, or
