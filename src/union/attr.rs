@@ -368,11 +368,11 @@ impl Union {
             return Ok(());
         }
         let object = self.upper_object(inode)?;
-        let before = sys::file::stat(object.as_fd())?;
+        let chown = change.uid.is_some() || change.gid.is_some();
+        let before = if chown { Some(sys::file::stat(object.as_fd())?) } else { None };
         apply(upper, &object, &rest)?;
         // The filesystem decides by our rights whether this bit stays, which are not the caller's.
-        let chown = change.uid.is_some() || change.gid.is_some();
-        if chown && before.mode & libc::S_ISGID != 0 && !caller.may_keep_group(before.gid) {
+        if before.is_some_and(|st| st.mode & libc::S_ISGID != 0 && !caller.may_keep_group(st.gid)) {
             let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
             upper.chmod(&object, mode & !libc::S_ISGID)?;
         }

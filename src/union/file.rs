@@ -290,6 +290,13 @@ impl Union {
         Err(Errno::ESTALE)
     }
 
+    /// The real file behind an inode that has its data, open and kept open; `None` for anything else and where it can't be read.
+    pub(super) fn kept_for_reading(&self, inode: &Inode) -> Option<OpenFile> {
+        let Node::Other(file) = &inode.node else { return None };
+        let whole = inode.kind == FileKind::Regular && file.read().data().is_none();
+        whole.then(|| self.readable_file(inode).ok()).flatten()
+    }
+
     fn open_for_reading(&self, inode: &Inode, key: ObjKey) -> Result<OpenFile> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let lower_data = file.read().data().cloned();

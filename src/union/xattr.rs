@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::error::{Errno, Result};
 use crate::sys;
 use crate::sys::xattr::Target;
+use crate::union::attr::CAPABILITY;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::stats::{LAYER_XATTR, Op, STATS_XATTR};
@@ -27,6 +28,12 @@ impl Union {
         self.check_acl(name)?;
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
+        // The kernel asks for this before the first write: what it will want to read or copy next is opened for that now.
+        if name == CAPABILITY
+            && let Some(file) = self.kept_for_reading(&inode)
+        {
+            return sys::xattr::get(Target::Fd(file.as_fd()), &stored);
+        }
         self.with_target(&inode, |target| sys::xattr::get(target, &stored))
     }
 
