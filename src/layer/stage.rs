@@ -30,9 +30,9 @@ impl Stager {
     }
 
     /// A new empty file: unnamed where the filesystem has O_TMPFILE, so that a crash leaves nothing.
-    pub(super) fn file<'a>(&self, dir: BorrowedFd<'a>) -> Result<Staged<'a>> {
+    pub(super) fn file<'a>(&self, dir: BorrowedFd<'a>, mode: u32) -> Result<Staged<'a>> {
         if !self.no_unnamed.load(Ordering::Relaxed) {
-            match sys::file::open_unnamed(dir, 0o600) {
+            match sys::file::open_unnamed(dir, mode) {
                 Ok(fd) => return Ok(Staged::new(dir, None, fd)),
                 Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
                     self.no_unnamed.store(true, Ordering::Relaxed);
@@ -48,9 +48,23 @@ impl Stager {
 
     /// A new object that `make` makes under the name it is given.
     pub(super) fn named<'a>(&self, dir: BorrowedFd<'a>, make: impl FnOnce(&CStr) -> Result<()>) -> Result<Staged<'a>> {
+        self.named_open(dir, OFlag::O_PATH, make)
+    }
+
+    /// A new directory, which has to be readable for us: its xattrs are set without a way through procfs then.
+    pub(super) fn dir<'a>(&self, dir: BorrowedFd<'a>, mode: Mode) -> Result<Staged<'a>> {
+        self.named_open(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY, |name| sys::posix::mkdirat(dir, name, mode))
+    }
+
+    fn named_open<'a>(
+        &self,
+        dir: BorrowedFd<'a>,
+        flags: OFlag,
+        make: impl FnOnce(&CStr) -> Result<()>,
+    ) -> Result<Staged<'a>> {
         let name = self.fresh_name()?;
         make(name.as_cstr())?;
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let opened = sys::posix::openat(dir, name.as_cstr(), flags, Mode::empty());
         match opened {
             Ok(fd) => Ok(Staged::new(dir, Some(name), fd)),
@@ -100,7 +114,7 @@ impl<'a> Staged<'a> {
         Self { temporary: Temporary { dir, name }, fd }
     }
 
-    /// The object's descriptor: readable and writable for a regular file made empty, else `O_PATH`.
+    /// The object's descriptor: readable and writable for a regular file made empty, readable for a directory, else `O_PATH`.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -162,12 +176,13 @@ fn rename_from(from: (BorrowedFd<'_>, &CStr), to: (BorrowedFd<'_>, &CStr), flags
     }
 }
 
-/// Copies every xattr but the marks; ACLs and capabilities are among them.
-fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<()> {
+/// Copies every xattr but the marks; ACLs and capabilities are among them. True if there was an ACL, which sets the mode.
+fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<bool> {
     let names = match sys::xattr::list(from) {
-        Err(Errno::EOPNOTSUPP) => return Ok(()),
+        Err(Errno::EOPNOTSUPP) => return Ok(false),
         names => names?,
     };
+    let mut acl = false;
     for name in names.split_inclusive(|b| *b == 0) {
         let Ok(attr) = CStr::from_bytes_with_nul(name) else { continue };
         if namespace.to_shown(attr.to_bytes()).is_none() {
@@ -183,8 +198,9 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result
             }
             done => done?,
         }
+        acl |= attr == c"system.posix_acl_access";
     }
-    Ok(())
+    Ok(acl)
 }
 
 /// As the kernel's overlay: what upper's filesystem has no place for is left out, but never an ACL or a capability.
@@ -204,7 +220,8 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
 pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
-    if (own.uid, own.gid) != (st.uid, st.gid) {
+    let chowned = (own.uid, own.gid) != (st.uid, st.gid);
+    if chowned {
         match sys::file::chown_fd(to, Some(st.uid), Some(st.gid)) {
             Err(Errno::EPERM | Errno::EINVAL) => {
                 log::warn!("copy-up keeps our own owner instead of {}:{}", st.uid, st.gid);
@@ -214,8 +231,8 @@ pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, nam
         }
     }
     // Of ours, so that we may set its xattrs, until it has them; an ACL among them sets the mode too.
-    copy_xattrs(from, Target::Fd(to), namespace)?;
-    if st.format() != libc::S_IFLNK {
+    let acl = copy_xattrs(from, Target::Fd(to), namespace)?;
+    if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || chowned || acl) {
         sys::file::chmod_fd(to, mode)?;
     }
     sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))

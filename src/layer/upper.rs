@@ -111,6 +111,11 @@ impl Stack {
         self.open_dir(dir).map(UpperFd)
     }
 
+    /// Keeps the descriptor of a directory of upper that was published just now.
+    pub fn keep_open(&self, dir: &UpperDir, object: UpperObject) {
+        self.fds.put(dir, object.into_fd());
+    }
+
     /// Opens an object of upper, by default (`O_PATH`) for changes of what is not its data.
     pub fn open_upper_object(&self, dir: &UpperDir, name: &Name, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
         match self.open_at(dir, name, key, flags) {
@@ -248,15 +253,20 @@ impl Upper {
     /// An empty file in the making.
     pub fn stage_file(&self) -> Result<Staged<'_>> {
         self.work.begin()?;
-        self.stager.file(self.work.stage.as_fd())
+        self.stager.file(self.work.stage.as_fd(), 0o600)
+    }
+
+    /// The same with the mode that it is going to have, if the umask lets it.
+    pub fn stage_file_as(&self, mode: u32) -> Result<Staged<'_>> {
+        self.work.begin()?;
+        self.stager.file(self.work.stage.as_fd(), mode & 0o777 | 0o600)
     }
 
     /// An empty directory in the making.
     pub fn stage_dir(&self, mode: u32) -> Result<Staged<'_>> {
         self.work.begin()?;
         let stage = self.work.stage.as_fd();
-        let mode = Mode::from_bits_truncate(mode & 0o1777);
-        self.stager.named(stage, |name| sys::posix::mkdirat(stage, name, mode))
+        self.stager.dir(stage, Mode::from_bits_truncate(mode & 0o1777 | 0o700))
     }
 
     /// A symlink in the making.
