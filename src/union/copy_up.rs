@@ -105,8 +105,9 @@ impl Union {
                 continue;
             }
             let staged = staged.take().ok_or(Errno::EIO)?;
-            self.publish_copy(staged, &real, &name)?;
+            let object = self.publish_copy(staged, &real, &name)?;
             let copy = UpperDir::new(&real, &name, &stat);
+            self.stack.keep_open(&copy, object);
             node.state.write().upper = Some(copy);
             self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), dir);
             self.name_changed(&parent, &name, Some((FileKind::Directory, dir.number)));
@@ -301,7 +302,12 @@ impl Union {
             (file.key, file.data().cloned())
         };
         let upper = self.stack.upper()?;
-        let lower = self.stack.open_path(dir, name, key)?;
+        // A file with its data in place is opened once for everything; perhaps it was for what the kernel read before.
+        let kept = if copy == CopyUp::WithoutData { None } else { self.kept_for_reading(inode) };
+        let lower = match &kept {
+            Some(OpenFile::Read(file)) => file.clone(),
+            _ => Arc::new(self.stack.open_path(dir, name, key)?),
+        };
         let stat = sys::file::stat(&lower)?;
         let null_device = inode.kind == FileKind::CharDevice && stat.is_file();
         if !null_device && FileKind::from_mode(stat.mode)? != inode.kind {
@@ -312,7 +318,7 @@ impl Union {
             return Err(Errno::EPERM);
         }
         let staged = match inode.kind {
-            FileKind::Regular => upper.stage_file()?,
+            FileKind::Regular => upper.stage_file_as(stat.mode)?,
             FileKind::CharDevice if null_device => upper.stage_file()?,
             FileKind::Symlink => {
                 let target = std::ffi::CString::new(sys::file::read_link(lower.as_fd())?).map_err(|_| Errno::EIO)?;
@@ -325,9 +331,13 @@ impl Union {
         let mut data_stat = stat;
         let metadata_only = inode.kind == FileKind::Regular && self.stage_without_data(&staged, &stat, copy)?;
         if inode.kind == FileKind::Regular && copy != CopyUp::WithoutData && stat.size > 0 && !metadata_only {
-            let file = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
-            data_stat = sys::file::stat(&file)?;
-            let kind = upper.copy_data(file.as_fd(), &data_stat, &staged)?;
+            let kind = if kept.is_some() {
+                upper.copy_data(lower.as_fd(), &stat, &staged)?
+            } else {
+                let file = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+                data_stat = sys::file::stat(&file)?;
+                upper.copy_data(file.as_fd(), &data_stat, &staged)?
+            };
             self.counters.copied_bytes(kind, stat.size);
         } else if data.key != key {
             data_stat = self.stack.stat_at(&data.dir, &data.name)?.ok_or(Errno::ESTALE)?;
