@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::copy::Copier;
-use crate::layer::marks::{Mark, Namespace, Redirect};
+use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
 use crate::layer::upper::UpperObject;
@@ -308,17 +308,13 @@ impl Stack {
         Ok(self.upper()?.private_mark(fd.as_fd(), name, mark))
     }
 
-    /// What an open file of upper says of where it was, or where its data is.
-    ///
-    /// # Errors
-    /// `EIO` for a mark that makes no sense.
-    pub fn redirect_of(&self, file: &UpperObject) -> Result<Option<Redirect>> {
-        let attr = self.namespace.name(Mark::Redirect);
-        let value = match none_if_absent(sys::xattr::get(Target::Fd(file.as_fd()), attr)) {
+    /// A mark of an open file of upper.
+    pub fn open_file_mark(&self, file: &UpperObject, mark: Mark) -> Result<Option<Vec<u8>>> {
+        let attr = self.namespace.name(mark);
+        match none_if_absent(sys::xattr::get(Target::Fd(file.as_fd()), attr)) {
             Err(Errno::EACCES) => self.unreadable_xattr(LayerId::UPPER, file.as_fd(), attr),
             value => value,
-        };
-        value?.map(|value| Redirect::parse(&value)).transpose()
+        }
     }
 
     /// Whether a directory is marked as holding entries with an origin, or devices 0:0; in a layer whose marks count.

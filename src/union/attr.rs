@@ -14,6 +14,7 @@ use crate::sys::file::{Stat, TimeChange};
 use crate::union::Union;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
+use crate::union::reach::Reached;
 use crate::union::stats::Op;
 
 /// The attribute that holds a file's capabilities.
@@ -218,19 +219,13 @@ impl Union {
 
     /// The status of the real object behind an inode that is no directory.
     pub(super) fn stat_file(&self, inode: &Inode) -> Result<Stat> {
-        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        if let Some(object) = self.pinned_object(inode)? {
-            return sys::file::stat(object.as_fd());
-        }
-        let key = file.read().key;
-        if let Some(st) = self.files.stat(inode.id, key) {
-            return st;
-        }
-        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-        match self.stack.stat_at(&dir, &name)? {
-            Some(st) if ObjKey::from(&st) == key => Ok(st),
-            _ => Err(Errno::ESTALE),
-        }
+        self.reach(inode, |way| match way {
+            Reached::Object(object) => sys::file::stat(object.as_fd()),
+            Reached::Named(dir, name, key) => match self.files.stat(inode.id, key) {
+                Some(st) => st,
+                None => self.stack.stat_at(dir, name)?.filter(|st| ObjKey::from(st) == key).ok_or(Errno::ESTALE),
+            },
+        })
     }
 
     /// The attributes that a real status means for an inode.
@@ -368,6 +363,8 @@ impl Union {
             return Ok(());
         }
         let object = self.upper_object(inode)?;
+        // The data of a metadata copy comes without its old attributes.
+        let _one = inode.copy_up.lock();
         let chown = change.uid.is_some() || change.gid.is_some();
         let before = if chown { Some(sys::file::stat(object.as_fd())?) } else { None };
         apply(upper, &object, &rest)?;
@@ -391,17 +388,16 @@ impl Union {
 
     /// The upper object behind an inode that was copied up, open for changes of anything but its data.
     pub(super) fn upper_object(&self, inode: &Inode) -> Result<UpperObject> {
-        if let Some(object) = self.pinned_object(inode)? {
-            return Ok(object);
-        }
-        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        let key = file.read().key;
-        if let Some(object) = self.files.upper_object(inode.id, key) {
-            return Ok(object);
-        }
-        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-        let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
-        self.stack.open_upper_object(&dir, &name, key, OFlag::O_PATH)
+        self.reach(inode, |way| match way {
+            Reached::Object(object) => Ok(object),
+            Reached::Named(dir, name, key) => match self.files.upper_object(inode.id, key) {
+                Some(object) => Ok(object),
+                None => {
+                    let dir = self.stack.as_upper(dir).ok_or(Errno::EROFS)?;
+                    self.stack.open_upper_object(&dir, name, key, OFlag::O_PATH)
+                }
+            },
+        })
     }
 }
 

@@ -216,6 +216,11 @@ impl Union {
         let Some(data) = file.read().data().cloned() else { return Ok(()) };
         let upper = self.stack.upper()?;
         let object = self.open_for_writing(inode)?;
+        if self.stack.open_file_mark(&object, Mark::Metacopy)?.is_none() {
+            // Never over data that is there.
+            file.write().rare_mut().data = None;
+            return Ok(());
+        }
         let before = sys::file::stat(&object)?;
         let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
         let stat = sys::file::stat(&lower)?;

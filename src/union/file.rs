@@ -16,6 +16,7 @@ use crate::union::attr::CAPABILITY;
 use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
+use crate::union::reach::Reached;
 use crate::union::stats::Op;
 use crate::union::{Caller, Durability, FileKind, SetAttr, StatFs, Time, Union};
 
@@ -240,16 +241,10 @@ impl Union {
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>> {
         self.counters.count(Op::Readlink);
         let inode = self.inode(ino)?;
-        let Node::Other(file) = &inode.node else { return Err(Errno::EINVAL) };
         if inode.kind != FileKind::Symlink {
             return Err(Errno::EINVAL);
         }
-        if let Some(object) = self.pinned_object(&inode)? {
-            return sys::file::read_link(object.as_fd());
-        }
-        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-        let key = file.read().key;
-        sys::file::read_link(self.stack.open_path(&dir, &name, key)?.as_fd())
+        self.with_object(&inode, sys::file::read_link)
     }
 
     /// The time of modification is the filesystem's again: something else than cached pages changed the file.
@@ -304,21 +299,15 @@ impl Union {
             let fd = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
             return Ok(OpenFile::Read(Arc::new(fd)));
         }
-        if let Some(object) = self.pinned_object(inode)? {
-            return object.reopen(OFlag::O_RDONLY).map(|object| OpenFile::Read(object.into_fd()));
-        }
-        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-        match self.stack.as_upper(&dir) {
-            // Upper's own access time is its user's.
-            Some(dir) => self
-                .stack
-                .open_upper_object(&dir, &name, key, OFlag::O_RDONLY)
-                .map(|object| OpenFile::Read(object.into_fd())),
-            None => {
-                let fd = self.stack.open_at(&dir, &name, key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
-                Ok(OpenFile::Read(Arc::new(fd)))
-            }
-        }
+        let fd = self.reach(inode, |way| match way {
+            Reached::Object(object) => object.reopen(OFlag::O_RDONLY).map(UpperObject::into_fd),
+            Reached::Named(dir, name, _) => match self.stack.as_upper(dir) {
+                // Upper's own access time is its user's.
+                Some(dir) => self.stack.open_upper_object(&dir, name, key, OFlag::O_RDONLY).map(UpperObject::into_fd),
+                None => self.stack.open_at(dir, name, key, OFlag::O_RDONLY | OFlag::O_NOATIME).map(Arc::new),
+            },
+        })?;
+        Ok(OpenFile::Read(fd))
     }
 
     /// The file of upper behind an inode, copied up if need be, for reading and writing.
@@ -336,13 +325,12 @@ impl Union {
 
     /// Opens the file of upper behind an inode that was copied up.
     pub(super) fn open_for_writing(&self, inode: &Inode) -> Result<UpperObject> {
-        if let Some(object) = self.pinned_object(inode)? {
-            return object.reopen(OFlag::O_RDWR);
-        }
-        let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        let key = file.read().key;
-        let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-        let dir = self.stack.as_upper(&dir).ok_or(Errno::EROFS)?;
-        self.stack.open_upper_object(&dir, &name, key, OFlag::O_RDWR)
+        self.reach(inode, |way| match way {
+            Reached::Object(object) => object.reopen(OFlag::O_RDWR),
+            Reached::Named(dir, name, key) => {
+                let dir = self.stack.as_upper(dir).ok_or(Errno::EROFS)?;
+                self.stack.open_upper_object(&dir, name, key, OFlag::O_RDWR)
+            }
+        })
     }
 }

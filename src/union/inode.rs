@@ -250,6 +250,23 @@ pub(super) struct LowerData {
     pub blocks: u64,
 }
 
+/// Where the real object of an inode is, by all names that are known.
+pub(super) struct Places {
+    /// Which object it is.
+    pub key: ObjKey,
+    /// Directories and names.
+    pub at: Vec<(Arc<RealDir>, Name)>,
+}
+
+impl PartialEq for Places {
+    fn eq(&self, other: &Self) -> bool {
+        let mut pairs = self.at.iter().zip(&other.at);
+        self.key == other.key
+            && self.at.len() == other.at.len()
+            && pairs.all(|((dir, name), (other_dir, other_name))| Arc::ptr_eq(dir, other_dir) && name == other_name)
+    }
+}
+
 impl FileState {
     /// What few files have, if this one does.
     pub fn rare(&self) -> Option<&Rare> {
@@ -320,17 +337,25 @@ impl Inode {
 
     /// The real object's directory and name, from whichever name it has; `None` when it lost the last one.
     pub(super) fn location(&self) -> Option<(Arc<RealDir>, Name)> {
+        self.places()?.at.into_iter().next()
+    }
+
+    /// The real object, and where it is to be found unless it is pinned in upper; `None` for a directory.
+    pub(super) fn places(&self) -> Option<Places> {
         let Node::Other(file) = &self.node else { return None };
-        let link = {
+        let (key, links) = {
             let file = file.read();
             if let Some(Pin::Lower(dir, name)) = file.pin() {
-                return Some((dir.clone(), name.clone()));
+                return Some(Places { key: file.key, at: vec![(dir.clone(), name.clone())] });
             }
-            file.links.as_slice().iter().find(|l| !l.uncovered)?.clone()
+            let links: Vec<_> = file.links.as_slice().iter().filter(|l| !l.uncovered).cloned().collect();
+            (file.key, links)
         };
-        let view = link.parent.as_dir()?.view();
-        let dir = view.parts().find(|part| part.layer == link.layer)?.clone();
-        Some((dir, link.name))
+        let dir_of = |link: &Link| {
+            let view = link.parent.as_dir()?.view();
+            view.parts().find(|part| part.layer == link.layer).cloned()
+        };
+        Some(Places { key, at: links.into_iter().filter_map(|link| Some((dir_of(&link)?, link.name))).collect() })
     }
 
     /// The path under which the layers below upper show a directory that has a part in them.

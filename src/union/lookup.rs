@@ -475,6 +475,9 @@ impl Union {
             let uncovered = file.read().layer.is_upper() && !found.dir.layer.is_upper();
             current = file.read().key == key;
             inode.add_link(parent, name, found.dir.layer, uncovered);
+            if new && found.data.is_some() && layer.is_upper() {
+                self.check_data_in_lower(&inode);
+            }
             if !new && !uncovered {
                 // A name leads to it again: whatever kept it reachable without one may go.
                 self.unpin(&inode);

@@ -65,6 +65,16 @@ impl Union {
         }
     }
 
+    /// What a lookup found may be old: between its look at the marks and the making of the inode the data can have followed,
+    /// if another inode for the file was forgotten meanwhile. A change from now on is this inode's.
+    pub(super) fn check_data_in_lower(&self, inode: &Inode) {
+        let Node::Other(file) = &inode.node else { return };
+        let mark = self.upper_object(inode).and_then(|object| self.stack.open_file_mark(&object, Mark::Metacopy));
+        if matches!(mark, Ok(None)) {
+            file.write().rare_mut().data = None;
+        }
+    }
+
     /// Brings a file up that is about to have another name. A metadata copy finds its data by its name, so it gets a mark
     /// that leads there from everywhere, or its data at once if it can't have one.
     pub(super) fn bring_up_to_move(&self, inode: &Arc<Inode>) -> Result<()> {
@@ -85,10 +95,11 @@ impl Union {
         let _one = inode.copy_up.lock();
         let Some(data) = file.read().data().cloned() else { return Ok(true) };
         let object = self.upper_object(inode)?;
-        let redirect = match self.stack.redirect_of(&object)? {
-            Some(Redirect::Path(_)) => return Ok(true),
-            redirect => redirect,
-        };
+        let redirect = self.stack.open_file_mark(&object, Mark::Redirect)?;
+        let redirect = redirect.map(|value| Redirect::parse(&value)).transpose()?;
+        if matches!(redirect, Some(Redirect::Path(_))) {
+            return Ok(true);
+        }
         let link = file.read().links.as_slice().iter().find(|link| !link.uncovered).cloned();
         let Some(link) = link else { return Ok(false) };
         let mut path = link.parent.lower_path();

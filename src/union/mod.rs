@@ -20,6 +20,7 @@ mod listing;
 mod lookup;
 mod metacopy;
 mod pin;
+mod reach;
 mod readdir;
 mod remove;
 mod rename;

@@ -178,11 +178,15 @@ impl Union {
         if let Some(gone) = gone {
             self.table.remove_keys(gone);
         }
+        announce(source, to);
         let moved = if flags.whiteout {
             self.move_leaving_device(source, from, to)
         } else {
             self.move_in_upper(source, gone.is_some(), from, to)
         };
+        if moved.is_err() {
+            source.remove_link(to.dir, to.name);
+        }
         if let (Err(e), Some(still)) = (&moved, gone) {
             self.table.add_keys(still);
             return Err(*e);
@@ -296,7 +300,12 @@ impl Union {
         let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));
         let moved = (dirs.0.as_ref(), dirs.1.as_ref());
         let places = ((&from.real, from.name), (&to.real, to.name));
-        self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
+        announce(a, to);
+        announce(b, from);
+        self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved).inspect_err(|_| {
+            a.remove_link(to.dir, to.name);
+            b.remove_link(from.dir, from.name);
+        })?;
         self.relink(a, from, to);
         self.relink(b, to, from);
         self.name_changed(from.dir, from.name, Some((b.kind, b.number)));
@@ -315,7 +324,6 @@ impl Union {
         match &inode.node {
             Node::Dir(_) => inode.move_dir(to.dir, to.name),
             Node::Other(_) => {
-                inode.add_link(to.dir, to.name, LayerId::UPPER, false);
                 inode.remove_link(from.dir, from.name);
             }
         }
@@ -457,6 +465,11 @@ impl Union {
         self.table.add_key(ObjKey::from(&stat).seen_in(LayerId::UPPER), target);
         Ok(())
     }
+}
+
+/// Tells the new name of a file before it has it: requests that are about the inode alone go on, see `reach`.
+fn announce(inode: &Inode, to: &Side<'_>) {
+    inode.add_link(to.dir, to.name, LayerId::UPPER, false);
 }
 
 /// Where a moved directory finds its lower part: by that one's own name if they stay side by side, which always fits into

@@ -10,6 +10,7 @@ use crate::sys::xattr::Target;
 use crate::union::attr::CAPABILITY;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
+use crate::union::reach::Reached;
 use crate::union::stats::{LAYER_XATTR, Op, STATS_XATTR};
 use crate::union::{Caller, Union, acl};
 
@@ -91,7 +92,10 @@ impl Union {
             }
             Node::Other(_) => {
                 self.ensure_upper(&inode, CopyUp::Metadata)?;
-                upper.set_xattr(&self.upper_object(&inode)?, &stored, value, flags)?;
+                let object = self.upper_object(&inode)?;
+                // A capability that is kept for a file meanwhile must not be an old one.
+                let _one = inode.copy_up.lock();
+                upper.set_xattr(&object, &stored, value, flags)?;
             }
         }
         if name == acl::ACCESS { self.after_acl(caller, &inode) } else { Ok(()) }
@@ -118,7 +122,9 @@ impl Union {
             }
             Node::Other(_) => {
                 self.ensure_upper(&inode, CopyUp::Metadata)?;
-                upper.remove_xattr(&self.upper_object(&inode)?, &stored)
+                let object = self.upper_object(&inode)?;
+                let _one = inode.copy_up.lock();
+                upper.remove_xattr(&object, &stored)
             }
         }
     }
@@ -129,9 +135,6 @@ impl Union {
 
     /// Runs `call` on the real object behind an inode.
     pub(super) fn with_object<T>(&self, inode: &Inode, call: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
-        if let Some(object) = self.pinned_object(inode)? {
-            return call(object.as_fd());
-        }
         match &inode.node {
             Node::Dir(dir) => {
                 let view = dir.view();
@@ -142,10 +145,11 @@ impl Union {
                 let fd = self.stack.open_dir(top)?;
                 call(fd.as_fd())
             }
-            Node::Other(file) => {
-                let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
-                let key = file.read().key;
-                let object = self.stack.open_path(&dir, &name, key)?;
+            Node::Other(_) => {
+                let object = self.reach(inode, |way| match way {
+                    Reached::Object(object) => Ok(object.into_fd()),
+                    Reached::Named(dir, name, key) => self.stack.open_path(dir, name, key).map(Arc::new),
+                })?;
                 call(object.as_fd())
             }
         }

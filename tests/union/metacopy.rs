@@ -464,3 +464,56 @@ fn data_that_is_gone_is_an_error_and_no_zeros() {
     let view = layers.open();
     assert_eq!(view.stat("d/f").unwrap_err(), Errno::EIO);
 }
+
+/// A change of metadata and one of data at the same time, while others look and move it.
+#[test]
+fn metadata_and_data_change_side_by_side() {
+    const FILES: usize = 400;
+    let layers = Layers::new(2);
+    let path = |n: usize| format!("d{}/f{n}", n % 4);
+    for n in 0..FILES {
+        layers.file(n % 2, &path(n), "lower");
+    }
+    let view = layers.open();
+    for n in 0..FILES {
+        let (old, new) = (path(n), format!("d0/moved{n}"));
+        let held = view.hold(&old).unwrap();
+        let barrier = std::sync::Barrier::new(5);
+        let together = |act: &dyn Fn()| {
+            barrier.wait();
+            act();
+        };
+        let moved = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                together(&|| {
+                    let time = Some(SetTime::At(Time { sec: 5, nsec: 6 }));
+                    view.union.setattr(&me(), held.ino, &SetAttr { mtime: time, ..SetAttr::default() }).unwrap();
+                });
+            });
+            scope.spawn(|| {
+                together(&|| {
+                    view.union.setattr(&me(), held.ino, &SetAttr { mode: Some(0o601), ..SetAttr::default() }).unwrap();
+                });
+            });
+            scope.spawn(|| together(&|| assert_eq!(view.union.write_back(held.ino, 5, b"!").unwrap(), 1)));
+            scope.spawn(|| {
+                together(&|| {
+                    let read = read_all(&view.union, held.ino).unwrap();
+                    assert!(read == b"lower" || read == b"lower!", "{n}: {}", read.escape_ascii());
+                });
+            });
+            barrier.wait();
+            view.rename(&old, &new, PLAIN)
+        });
+        moved.unwrap();
+        let attr = view.stat(&new).unwrap();
+        assert_eq!((attr.ino, attr.size, attr.mode & 0o7777), (held.ino, 6, 0o601), "{n}");
+        assert_eq!(view.text(&new), "lower!", "{n}");
+        assert_eq!((attr.mtime.sec, attr.mtime.nsec), (5, 6), "{n}");
+    }
+    view.close();
+    let view = layers.open();
+    for n in 0..FILES {
+        assert_eq!(view.text(&format!("d0/moved{n}")), "lower!");
+    }
+}
