@@ -1,15 +1,20 @@
 //! The marks that real objects carry, read for a lookup.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+
+use nix::fcntl::OFlag;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::{Mark, OPAQUE_FORMS, Redirect};
 use crate::layer::origin::Origin;
-use crate::layer::real::RealDir;
+use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
 use crate::layer::whiteout::DOT_OPAQUE;
 use crate::name::Name;
+use crate::sys;
 use crate::sys::file::Stat;
+use crate::sys::xattr::Target;
 
 /// The marks of a directory that lookups go by.
 #[derive(Debug, Default)]
@@ -66,6 +71,29 @@ impl Stack {
             };
         }
         Ok(marks)
+    }
+
+    /// Opens a file of a lower for its data.
+    ///
+    /// # Errors
+    /// `EIO`, and a line in the log, for a metadata copy in a layer whose marks don't count: it has no data, and zeros would
+    /// pass for some.
+    pub fn open_data(&self, dir: &Arc<RealDir>, name: &Name, key: ObjKey) -> Result<OwnedFd> {
+        let fd = self.open_at(dir, name, key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+        if self.trusts(dir.layer)
+            || sys::xattr::get(Target::Fd(fd.as_fd()), self.namespace().name(Mark::Metacopy)).is_err()
+        {
+            return Ok(fd);
+        }
+        if sys::file::stat(&fd)?.size == 0 {
+            return Ok(fd);
+        }
+        log::error!(
+            "{name} in {:?} in layer {} is a metadata copy, whose data is looked for in trusted lowers only",
+            dir.path(),
+            dir.layer.0
+        );
+        Err(Errno::EIO)
     }
 
     /// Reads the marks of an object that is no directory; of a layer whose marks don't count, none.

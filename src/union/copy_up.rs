@@ -1,6 +1,6 @@
 //! Copy-up: bringing a lower object into upper, staged out of sight and published with one call.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
@@ -214,7 +214,6 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let _one = inode.copy_up.lock();
         let Some(data) = file.read().data().cloned() else { return Ok(()) };
-        let upper = self.stack.upper()?;
         let object = self.open_for_writing(inode)?;
         if self.stack.open_file_mark(&object, Mark::Metacopy)?.is_none() {
             // Never over data that is there.
@@ -222,11 +221,8 @@ impl Union {
             return Ok(());
         }
         let before = sys::file::stat(&object)?;
-        let lower = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
-        let stat = sys::file::stat(&lower)?;
         let uncommitted = self
-            .bring_data(inode, &object, (&data, &lower, &stat), copy)
-            .and_then(|uncommitted| upper.remove_mark(&object, Mark::Metacopy).map(|()| uncommitted))
+            .bring_data(inode, &data, &object, &before, copy)
             .inspect_err(|_| self.empty_again(&object, &before))?;
         self.counters.copied_up(CopyUpKind::Completed);
         file.write().rare_mut().data = None;
@@ -237,25 +233,31 @@ impl Union {
         Ok(())
     }
 
-    /// Fills a metadata copy with the data of a lower file, or empties it. True if it has to be committed later.
+    /// Puts the lower's data, if it is wanted, into a metadata copy, and takes the mark off. True if it has to be committed later.
     fn bring_data(
         &self,
         inode: &Inode,
+        data: &LowerData,
         object: &UpperObject,
-        (data, file, stat): (&LowerData, &OwnedFd, &Stat),
+        before: &Stat,
         copy: CopyUp,
     ) -> Result<bool> {
         let upper = self.stack.upper()?;
-        if copy == CopyUp::WithoutData {
+        let uncommitted = if copy == CopyUp::WithoutData {
+            let stat = self.stack.stat_at(&data.dir, &data.name)?.ok_or(Errno::ESTALE)?;
             // Marked first: recovery gives the size back as long as the data is the lower's.
-            let uncommitted = self.guard_copy(inode, object, data, stat)?;
-            return upper.truncate(object, 0).map(|()| uncommitted);
-        }
-        let before = sys::file::stat(object)?;
-        let kind = self.keeping_privileges(object, &before, || upper.fill_data(file.as_fd(), stat, object))?;
-        self.counters.copied_bytes(kind, stat.size);
-        upper.set_times(object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
-        self.guard_copy(inode, object, data, stat)
+            let uncommitted = self.guard_copy(inode, object, data, &stat)?;
+            upper.truncate(object, 0)?;
+            uncommitted
+        } else {
+            let lower = self.stack.open_data(&data.dir, &data.name, data.key)?;
+            let stat = sys::file::stat(&lower)?;
+            let kind = self.keeping_privileges(object, before, || upper.fill_data(lower.as_fd(), &stat, object))?;
+            self.counters.copied_bytes(kind, stat.size);
+            upper.set_times(object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
+            self.guard_copy(inode, object, data, &stat)?
+        };
+        upper.remove_mark(object, Mark::Metacopy).map(|()| uncommitted)
     }
 
     /// From now on the inode is its copy; other names that are known still are the lower's.
@@ -339,7 +341,7 @@ impl Union {
             let kind = if kept.is_some() {
                 upper.copy_data(lower.as_fd(), &stat, &staged)?
             } else {
-                let file = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+                let file = self.stack.open_data(&data.dir, &data.name, data.key)?;
                 data_stat = sys::file::stat(&file)?;
                 upper.copy_data(file.as_fd(), &data_stat, &staged)?
             };

@@ -296,7 +296,7 @@ impl Union {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         let lower_data = file.read().data().cloned();
         if let Some(data) = lower_data {
-            let fd = self.stack.open_at(&data.dir, &data.name, data.key, OFlag::O_RDONLY | OFlag::O_NOATIME)?;
+            let fd = self.stack.open_data(&data.dir, &data.name, data.key)?;
             return Ok(OpenFile::Read(Arc::new(fd)));
         }
         let fd = self.reach(inode, |way| match way {
@@ -304,7 +304,7 @@ impl Union {
             Reached::Named(dir, name, _) => match self.stack.as_upper(dir) {
                 // Upper's own access time is its user's.
                 Some(dir) => self.stack.open_upper_object(&dir, name, key, OFlag::O_RDONLY).map(UpperObject::into_fd),
-                None => self.stack.open_at(dir, name, key, OFlag::O_RDONLY | OFlag::O_NOATIME).map(Arc::new),
+                None => self.stack.open_data(dir, name, key).map(Arc::new),
             },
         })?;
         Ok(OpenFile::Read(fd))

@@ -56,6 +56,10 @@ impl Union {
     /// Makes a metadata copy what it was before its data was to follow, which failed.
     pub(super) fn empty_again(&self, file: &UpperObject, before: &Stat) {
         let Ok(upper) = self.stack.upper() else { return };
+        if !matches!(self.stack.open_file_mark(file, Mark::Metacopy), Ok(Some(_))) {
+            // It may have all its data, and only that was not known.
+            return;
+        }
         let size = |size| upper.truncate(file, size);
         let emptied = self.keeping_privileges(file, before, || size(0).and_then(|()| size(before.size)));
         let at = |(sec, nsec)| TimeChange::At(sec, nsec);

@@ -123,6 +123,9 @@ impl Walk<'_> {
                 let real = read_all(union, ino).map_err(|e| failed("read", e))?;
                 check(path, "content", &String::from_utf8_lossy(content), &String::from_utf8_lossy(&real))?;
             }
+            Kind::Withheld(_) => {
+                check(path, "content", &Err(Errno::EIO), &read_all(union, ino))?;
+            }
             Kind::Symlink(target) => {
                 let real = union.readlink(ino).map_err(|e| failed("readlink", e))?;
                 check(path, "target", target.as_str(), &String::from_utf8_lossy(&real))?;
@@ -224,7 +227,7 @@ fn essence(attr: &Attr) -> (u64, u32, u32, u64, (i64, u32)) {
 
 fn kind_of(object: &Object) -> FileKind {
     match object.kind {
-        Kind::File(_) => FileKind::Regular,
+        Kind::File(_) | Kind::Withheld(_) => FileKind::Regular,
         Kind::Symlink(_) => FileKind::Symlink,
         Kind::Fifo => FileKind::Fifo,
         Kind::NullDevice => FileKind::CharDevice,
@@ -245,6 +248,7 @@ pub fn check_attr(path: &str, object: &Object, attr: &Attr) -> Checked {
     }
     match &object.kind {
         Kind::File(content) => check(path, "size", &(content.len() as u64), &attr.size),
+        Kind::Withheld(size) => check(path, "size", &(*size as u64), &attr.size),
         Kind::Symlink(target) => check(path, "size", &(target.len() as u64), &attr.size),
         Kind::NullDevice => check(path, "device", &0, &attr.rdev),
         Kind::Fifo | Kind::Dir(_) => Ok(()),

@@ -282,7 +282,7 @@ impl Run {
             }
             Subject::File(n) => {
                 let root = paths[0].clone();
-                paths.retain(|(_, id)| matches!(self.tree.object(*id).kind, Kind::File(_)));
+                paths.retain(|(_, id)| matches!(self.tree.object(*id).kind, Kind::File(_) | Kind::Withheld(_)));
                 if paths.is_empty() {
                     paths.push(root);
                 }

@@ -155,11 +155,11 @@ impl<'l> Merge<'l> {
         let kind = match what {
             What::File(content) | What::Copy(content) => Kind::File(content.clone()),
             What::Metacopy(way, _) if believed => {
-                let (data, content) = self.data(&levels[at..], name, way).ok_or(Nonsense::NoData(key.0, key.1))?;
+                let (data, file) = self.data(&levels[at..], name, way).ok_or(Nonsense::NoData(key.0, key.1))?;
                 self.merged.origins.insert(key, data);
-                Kind::File(content)
+                file
             }
-            What::Metacopy(_, size) => Kind::File(vec![0; *size]),
+            What::Metacopy(_, size) => Kind::Withheld(*size),
             What::NullDevice if believed => Kind::NullDevice,
             What::NullDevice => Kind::File(Vec::new()),
             What::Symlink(target) => Kind::Symlink(target.clone()),
@@ -182,13 +182,13 @@ impl<'l> Merge<'l> {
         Ok(id)
     }
 
-    /// The file that has the data of a metadata copy, the first of `levels`, and that data.
+    /// The file that has the data of a metadata copy, the first of `levels`, and what it makes of that.
     fn data(
         &self,
         levels: &[(usize, &'l BTreeMap<N, Entry>)],
         name: N,
         way: &Option<Way>,
-    ) -> Option<((usize, usize), Vec<u8>)> {
+    ) -> Option<((usize, usize), Kind)> {
         let ((layer, _), below) = levels.split_first()?;
         let (levels, name) = match way {
             None => (below.to_vec(), name),
@@ -198,9 +198,9 @@ impl<'l> Merge<'l> {
         let (at, layer, entry) = first(&levels, name)?;
         let Entry::Leaf(leaf) = entry else { return None };
         match &self.layers[layer].leaves[*leaf].what {
-            What::File(content) | What::Copy(content) => Some(((layer, *leaf), content.clone())),
+            What::File(content) | What::Copy(content) => Some(((layer, *leaf), Kind::File(content.clone()))),
             What::Metacopy(way, _) if self.trusted => self.data(&levels[at..], name, way),
-            What::Metacopy(_, size) => Some(((layer, *leaf), vec![0; *size])),
+            What::Metacopy(_, size) => Some(((layer, *leaf), Kind::Withheld(*size))),
             What::NullDevice | What::Symlink(_) | What::Fifo => None,
         }
     }

@@ -10,8 +10,8 @@ use super::reference::{Id, Kind, Object, ROOT, Tree};
 ///
 /// Two things they can't. What became of a lower object with several names is written down in the work directory: names
 /// that no lookup found before it was copied are still the lower's and lead to the copy by the index, and how many names
-/// are left is counted there. And a device 0:0 or a metadata copy in a layer that isn't trusted is the regular file that it
-/// is stored as. `sources` tells where the reference's objects came from.
+/// are left is counted there. And in a layer that isn't trusted a device 0:0 is the regular file that it is stored as, and the
+/// data of a metadata copy can't be read. `sources` tells where the reference's objects came from.
 pub fn compare(tree: &Tree, sources: &HashMap<Id, Source>, merged: &Merged) -> Checked {
     let (before, after) = (by_path(tree), by_path(&merged.tree));
     if !before.keys().eq(after.keys()) {
@@ -27,7 +27,7 @@ pub fn compare(tree: &Tree, sources: &HashMap<Id, Source>, merged: &Merged) -> C
     for (path, before, after) in pairs {
         let (old, new) = (tree.object(before), merged.tree.object(after));
         if source(after).is_some_and(|source| source.distrusted) {
-            check(path, "a regular file", &true, &matches!(new.kind, Kind::File(_)))?;
+            check(path, "a regular file", &true, &matches!(new.kind, Kind::File(_) | Kind::Withheld(_)))?;
         } else if loose.contains(&before) {
             check(path, "kind", &std::mem::discriminant(&old.kind), &std::mem::discriminant(&new.kind))?;
         } else {

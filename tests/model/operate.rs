@@ -114,7 +114,7 @@ impl Run {
         let target = self.target(*of);
         let (union, view, tree) = self.both()?;
         let reached = target.reach(view)?;
-        let is_file = matches!(tree.object(target.id).kind, Kind::File(_));
+        let is_file = matches!(tree.object(target.id).kind, Kind::File(_) | Kind::Withheld(_));
         let is_dir = tree.object(target.id).is_dir();
         match *op {
             // The kernel itself writes to pipes, and never asks for the others.

@@ -49,6 +49,8 @@ pub struct Object {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     File(Vec<u8>),
+    /// A file of that size whose data is elsewhere, by the word of a layer that isn't trusted: it can't be read.
+    Withheld(usize),
     Symlink(String),
     Fifo,
     /// A character device 0:0.
@@ -82,7 +84,7 @@ impl Object {
     }
 
     fn takes_user_xattrs(&self) -> bool {
-        matches!(self.kind, Kind::Dir(_) | Kind::File(_))
+        matches!(self.kind, Kind::Dir(_) | Kind::File(_) | Kind::Withheld(_))
     }
 }
 
@@ -265,6 +267,7 @@ impl Tree {
     fn content(&mut self, id: Id) -> Outcome<&mut Vec<u8>> {
         match &mut self.objects[id].kind {
             Kind::File(content) => Ok(content),
+            Kind::Withheld(_) => Err(Errno::EIO.into()),
             Kind::Dir(_) => Err(Errno::EISDIR.into()),
             _ => Err(Errno::EINVAL.into()),
         }
@@ -280,6 +283,9 @@ impl Tree {
     }
 
     pub fn resize(&mut self, id: Id, size: usize) -> Outcome<()> {
+        if size == 0 && matches!(self.object(id).kind, Kind::Withheld(_)) {
+            self.objects[id].kind = Kind::File(Vec::new());
+        }
         self.content(id)?.resize(size, 0);
         self.objects[id].mtime = None;
         Ok(())

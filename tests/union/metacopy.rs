@@ -437,6 +437,36 @@ fn an_upper_that_became_a_lower_has_its_data_further_down() {
     assert_eq!(view.text("h/f2"), format!("#{}", &content("1f.")[1..]));
 }
 
+/// Who makes a layer of an upper and doesn't say that it can be trusted must not take the holes for the files.
+#[test]
+fn without_trust_its_data_is_an_error_and_no_zeros() {
+    let mut layers = traps();
+    let view = layers.open();
+    view.chmod("f", 0o600).unwrap();
+    view.rename("d/f", "e/moved", PLAIN).unwrap();
+    view.close();
+    layers.add_layer();
+    for view in [layers.open_read_only(), layers.open()] {
+        for path in ["f", "e/moved"] {
+            assert_eq!(view.stat(path).unwrap().size, 64 << 10);
+            assert_eq!(view.read(path), Err(Errno::EIO), "{path}");
+        }
+        assert_eq!(view.text("d/g"), content("1d/g."));
+    }
+    let view = layers.open();
+    view.chmod("f", 0o640).unwrap();
+    assert_eq!(view.write("f", 0, b"#"), Err(Errno::EIO));
+    assert_eq!(view.truncate("e/moved", 5), Err(Errno::EIO));
+    view.close();
+    let view = layers.open();
+    assert_eq!(view.read("f"), Err(Errno::EIO), "a copy of it is no better");
+    view.truncate("f", 0).unwrap();
+    view.write("f", 0, b"new").unwrap();
+    view.rename("e/moved", "e/again", PLAIN).unwrap();
+    view.unlink("e/again").unwrap();
+    assert_eq!(view.text("f"), "new");
+}
+
 #[test]
 fn modes_that_keep_their_owner_out_are_no_hindrance() {
     let layers = one_file();
