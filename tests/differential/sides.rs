@@ -85,6 +85,7 @@ impl Side {
         }
         arguments.extend(["--upper".into(), self.upper.clone().into(), "--work".into(), self.work.clone().into()]);
         arguments.extend(["--redirect-dir".into(), on(features.redirect_dir).into()]);
+        arguments.extend(["--metacopy".into(), on(features.metacopy).into()]);
         if features.userxattr {
             arguments.push("--userxattr".into());
         } else if features.metacopy {

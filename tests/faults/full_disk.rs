@@ -72,7 +72,8 @@ fn copy_up_on_a_full_disk_leaves_the_lower_file() {
     lowers.file(0, "dir/file", &content);
     let was = snapshot(&lowers.lowers[0]);
     let spec = disk.layers(&lowers);
-    let view = open(&spec);
+    let all = layerfs::union::Options { metacopy: false, ..Default::default() };
+    let view = View { union: layerfs::union::Union::open(&spec, all).unwrap() };
     disk.fill();
     assert_eq!(view.write("dir/file", 0, b"changed"), Err(Errno::ENOSPC));
     assert_eq!(view.chmod("dir/file", 0o600).err(), Some(Errno::ENOSPC));
@@ -86,6 +87,35 @@ fn copy_up_on_a_full_disk_leaves_the_lower_file() {
     view.close();
     assert_eq!(open(&spec).text("dir/file"), content.replacen("content", "changed", 1));
     assert_eq!(snapshot(&lowers.lowers[0]), was);
+}
+
+#[test]
+fn a_metadata_copy_fits_and_stays_one_while_its_data_does_not() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(disk) = SmallDisk::new() else { return };
+    let lowers = Layers::new(1);
+    let content = "large ".repeat(SIZE / 4);
+    lowers.file(0, "file", &content);
+    let spec = disk.layers(&lowers);
+    let view = open(&spec);
+    view.chmod("file", 0o600).unwrap();
+    view.touch("file", 5, 6).unwrap();
+    view.rename("file", "moved", PLAIN).unwrap();
+    assert_eq!(view.write("moved", 0, b"x"), Err(Errno::ENOSPC));
+    let check = |view: &View| {
+        assert_eq!(view.text("moved"), content);
+        let attr = view.stat("moved").unwrap();
+        assert_eq!((attr.mode & 0o7777, attr.mtime.sec, attr.mtime.nsec), (0o600, 5, 6));
+    };
+    check(&view);
+    let copy = spec.upper.as_ref().unwrap().join("moved").metadata().unwrap();
+    assert_eq!((copy.blocks(), copy.len()), (0, content.len() as u64), "the attempt takes no room");
+    view.close();
+    let view = open(&spec);
+    check(&view);
+    view.truncate("moved", 0).unwrap();
+    view.write("moved", 0, b"small").unwrap();
+    assert_eq!(view.text("moved"), "small");
 }
 
 #[test]

@@ -9,6 +9,9 @@ use crate::fixture::*;
 /// The time of last change of everything in the layers, in seconds since the epoch.
 const OLD: i64 = 1_000_000_000;
 
+/// The content of lower files of which upper has the metadata.
+const META: &str = "data in lower, metadata in upper";
+
 /// An operation by its name.
 pub type Operation = (&'static str, fn(&View) -> Result<()>);
 
@@ -22,6 +25,10 @@ pub fn over(lowers: &Layers) -> Layers {
     std::fs::write(layers.upper("pure/file"), "pure").unwrap();
     std::fs::create_dir(layers.upper("pure/empty")).unwrap();
     std::fs::create_dir(layers.upper("emptied")).unwrap();
+    for name in ["meta", "meta-too"] {
+        std::fs::File::create(layers.upper(&format!("merged/{name}"))).unwrap().set_len(META.len() as u64).unwrap();
+        set_xattr(&layers.upper(&format!("merged/{name}")), &mark("metacopy"), b"").unwrap();
+    }
     layers.hide_in_upper("emptied/child");
     layers.hide_in_upper("merged/deleted");
     date_back(&layers.upper(""));
@@ -40,6 +47,8 @@ fn fill_lowers(layers: &Layers) {
     layers.file(1, "merged/file", &"lower ".repeat(4000));
     set_xattr(&layers.lower(1, "merged/file"), "user.key", b"value").unwrap();
     layers.file(1, "merged/over-lower", "lower");
+    layers.file(1, "merged/meta", META);
+    layers.file(1, "merged/meta-too", META);
     layers.file(1, "merged/deleted", "deleted");
     layers.file(1, "merged/one", "three names");
     for name in ["two", "three"] {
@@ -113,6 +122,8 @@ pub const READS: &[Operation] = &[
     ("lookup", |v| v.stat("merged/below/deeper/file").map(drop)),
     ("lookup of what is missing", |v| v.parent("merged/none").map(drop)),
     ("read", |v| v.read("merged/file").map(drop)),
+    ("read of a metadata copy", |v| v.read("merged/meta").map(drop)),
+    ("fsync of a metadata copy", |v| v.union.fsync(v.hold("merged/meta")?.ino, false)),
     ("readlink", |v| v.union.readlink(v.hold("merged/symlink")?.ino).map(drop)),
     ("readdir", |v| v.names("merged").map(drop)),
     ("listxattr", |v| v.xattrs("merged/file").map(drop)),
@@ -135,6 +146,7 @@ pub const CREATIONS: &[Operation] = &[
     ("mknod over a whiteout", |v| v.mknod("merged/deleted", libc::S_IFIFO | 0o600, 0).map(drop)),
     ("link of a lower file", |v| v.link("merged/file", "plain/new").map(drop)),
     ("link of a lower file with names", |v| v.link("merged/one", "plain/new").map(drop)),
+    ("link of a metadata copy", |v| v.link("merged/meta", "plain/new").map(drop)),
     ("link of an upper file", |v| v.link("merged/in-upper", "plain/new").map(drop)),
     ("link of a symlink", |v| v.link("merged/symlink", "plain/new").map(drop)),
     ("create for somebody", |v| for_somebody(v, "plain/new", |u, who, dir, name| u.create(who, dir, name, 0o4755))),
@@ -154,6 +166,11 @@ pub const CHANGES: &[Operation] = &[
     ("write to a sparse lower file", |v| write(v, "merged/sparse")),
     ("write to a lower file with names", |v| write(v, "merged/one")),
     ("write to an upper file", |v| write(v, "merged/in-upper")),
+    ("write to a metadata copy", |v| write(v, "merged/meta")),
+    ("empty a metadata copy", |v| v.truncate("merged/meta", 0).map(drop)),
+    ("shorten a metadata copy", |v| v.truncate("merged/meta", 5).map(drop)),
+    ("fallocate of a metadata copy", |v| fallocate(v, "merged/meta")),
+    ("chmod of a metadata copy", |v| v.chmod("merged/meta", 0o600).map(drop)),
     ("truncate a lower file", |v| v.truncate("merged/file", 0).map(drop)),
     ("shorten a lower file", |v| v.truncate("merged/file", 5000).map(drop)),
     ("shorten an upper file", |v| v.truncate("merged/in-upper", 2).map(drop)),
@@ -179,6 +196,7 @@ pub const REMOVALS: &[Operation] = &[
     ("unlink of an upper file", |v| v.unlink("merged/in-upper")),
     ("unlink of an upper file over a lower one", |v| v.unlink("merged/over-lower")),
     ("unlink of one of three names", |v| v.unlink("merged/two")),
+    ("unlink of a metadata copy", |v| v.unlink("merged/meta")),
     ("unlink of a symlink", |v| v.unlink("merged/symlink")),
     ("rmdir of a lower directory", |v| v.rmdir("merged/empty")),
     ("rmdir of an upper directory", |v| v.rmdir("pure/empty")),
@@ -191,6 +209,9 @@ pub const RENAMES: &[Operation] = &[
     ("rename of a lower file with names", |v| v.rename("merged/one", "plain/new", PLAIN)),
     ("rename of a lower file over a lower one", |v| v.rename("merged/file", "plain/file", PLAIN)),
     ("rename of a lower file over an upper one", |v| v.rename("merged/file", "pure/file", PLAIN)),
+    ("rename of a metadata copy", |v| v.rename("merged/meta", "plain/new", PLAIN)),
+    ("rename of a metadata copy over a lower file", |v| v.rename("merged/meta", "plain/file", PLAIN)),
+    ("exchange of metadata copies", |v| v.rename("merged/meta", "merged/meta-too", EXCHANGE)),
     ("rename of an upper file", |v| v.rename("merged/in-upper", "pure/new", PLAIN)),
     ("rename of an upper file over a lower one", |v| v.rename("merged/in-upper", "merged/top", PLAIN)),
     ("rename of an upper file over a whiteout", |v| v.rename("merged/in-upper", "merged/deleted", PLAIN)),
