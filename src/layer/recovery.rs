@@ -177,7 +177,7 @@ impl Stack {
             Place::Index(name) => {
                 let upper = self.upper()?;
                 let key = upper.indexed(name)?.map(|stat| ObjKey::from(&stat)).ok_or(Errno::ESTALE)?;
-                upper.open_indexed(name, key, OFlag::O_RDWR)
+                upper.reopen(&upper.open_indexed(name, key, OFlag::O_PATH)?, OFlag::O_RDWR)
             }
         }
     }

@@ -343,6 +343,14 @@ impl Upper {
         stage::copy_metadata(from, st, to.fd(), self.namespace)
     }
 
+    /// A second descriptor of an object, for its data.
+    pub fn reopen(&self, object: &UpperObject, flags: OFlag) -> Result<UpperObject> {
+        match object.reopen(flags) {
+            Err(Errno::EACCES) => self.despite_mode(object.as_fd(), || object.reopen(flags)),
+            opened => opened,
+        }
+    }
+
     /// Makes a file's data and attributes durable.
     pub fn sync(&self, file: &impl AsUpper) -> Result<()> {
         sys::posix::fsync(file.as_upper_fd())

@@ -11,7 +11,6 @@ use crate::error::{Errno, Result, is_passing};
 use crate::layer::marks::Mark;
 use crate::layer::uncommitted::Uncommitted;
 use crate::layer::upper::{AsUpper, UpperObject};
-use crate::sys;
 use crate::sys::file::Stat;
 use crate::union::inode::{Inode, LowerData, Node};
 use crate::union::{FileKind, Union};
@@ -70,7 +69,8 @@ impl Commits {
         }
     }
 
-    fn holds(&self, inode: &Inode) -> bool {
+    /// Whether an inode's copy waits for its commit.
+    pub(super) fn holds(&self, inode: &Inode) -> bool {
         self.state.lock().pending.contains_key(&inode.id)
     }
 
@@ -176,16 +176,14 @@ impl Union {
         Ok(())
     }
 
-    /// Commits one copy, if it waits for that.
+    /// Commits one copy.
     pub(super) fn commit_one(&self, inode: &Arc<Inode>) -> Result<()> {
-        if !self.commits.holds(inode) {
-            return Ok(());
-        }
         if let Some(object) = self.copy_of(inode)? {
-            let file = object.reopen(OFlag::O_RDONLY)?;
-            sys::posix::fsync(&file)?;
-            self.stack.upper()?.remove_mark(&object, Mark::Uncommitted)?;
-            sys::posix::fsync(&file)?;
+            let upper = self.stack.upper()?;
+            let file = upper.reopen(&object, OFlag::O_RDONLY)?;
+            upper.sync(&file)?;
+            upper.remove_mark(&object, Mark::Uncommitted)?;
+            upper.sync(&file)?;
         }
         self.committed(inode);
         Ok(())

@@ -146,15 +146,17 @@ impl Union {
         if volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
             return Ok(());
         }
+        if self.commits.holds(&inode) {
+            return self.commit_one(&inode);
+        }
         // A metadata copy's data is the lower's: what is to be synced is the copy.
         let metadata_only = file.read().data().is_some();
         let file = if metadata_only {
-            OpenFile::Write(self.upper_object(&inode)?.reopen(OFlag::O_RDONLY)?)
+            OpenFile::Write(self.stack.upper()?.reopen(&self.upper_object(&inode)?, OFlag::O_RDONLY)?)
         } else {
             self.readable_file(&inode)?
         };
-        if datasync { sys::posix::fdatasync(file.as_fd()) } else { sys::posix::fsync(file.as_fd()) }?;
-        self.commit_one(&inode)
+        if datasync { sys::posix::fdatasync(file.as_fd()) } else { sys::posix::fsync(file.as_fd()) }
     }
 
     /// Makes a directory's entries durable.
