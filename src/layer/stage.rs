@@ -220,8 +220,7 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
 pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
-    let chowned = (own.uid, own.gid) != (st.uid, st.gid);
-    if chowned {
+    if (own.uid, own.gid) != (st.uid, st.gid) {
         match sys::file::chown_fd(to, Some(st.uid), Some(st.gid)) {
             Err(Errno::EPERM | Errno::EINVAL) => {
                 log::warn!("copy-up keeps our own owner instead of {}:{}", st.uid, st.gid);
@@ -232,7 +231,7 @@ pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, nam
     }
     // Of ours, so that we may set its xattrs, until it has them; an ACL among them sets the mode too.
     let acl = copy_xattrs(from, Target::Fd(to), namespace)?;
-    if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || chowned || acl) {
+    if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || acl) {
         sys::file::chmod_fd(to, mode)?;
     }
     sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))
