@@ -176,3 +176,30 @@ fn read_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, (mut at, end): (u64, u64
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_filesystem_cannot_do_is_remembered_and_what_a_file_cannot_is_not() {
+        let copier = Copier { own: CopyKind::Reflink, main: 1, others: RwLock::default() };
+        copier.learn(1, CopyKind::Reflink, Errno::EINVAL);
+        assert_eq!(copier.way(), CopyKind::Reflink);
+        copier.learn(1, CopyKind::Reflink, Errno::EOPNOTSUPP);
+        assert_eq!(copier.way(), CopyKind::CopyFileRange);
+        copier.learn(1, CopyKind::CopyFileRange, Errno::EXDEV);
+        assert_eq!(copier.way(), CopyKind::ReadWrite);
+        assert_eq!(copier.way_from(2), CopyKind::Reflink, "another filesystem");
+    }
+
+    #[test]
+    fn a_lower_of_uppers_filesystem_tells_the_way_and_others_are_read_and_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = std::fs::File::open(dir.path()).unwrap();
+        let copier = Copier::probe(dir.as_fd(), &[(1, false), (2, true)]);
+        assert_eq!(copier.way(), copier.own);
+        assert_eq!(copier.way_from(1), CopyKind::ReadWrite);
+        assert_eq!(Copier::probe(dir.as_fd(), &[(1, false)]).way(), CopyKind::ReadWrite);
+    }
+}
