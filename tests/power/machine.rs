@@ -185,7 +185,8 @@ impl Run<'_> {
         }
         let seen = seen_in(&view, "");
         view.close();
-        // On btrfs the kernel's overlay leaves names out that upper lists, once in dozens of cuts.
+        // Where btrfs has lost the whiteout of a rename, a lower file and its copy are both there: the kernel's overlay takes
+        // them for one (ESTALE), we don't.
         if self.machine.kind != Kind::Btrfs {
             let by_the_kernel = layers.seen_by_the_kernel(&self.union.point());
             same(&seen, &by_the_kernel).map_err(|fault| format!("the kernel's overlay: {fault}"))?;
