@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use layerfs::layer::StackSpec;
-use layerfs::union::Options;
+use layerfs::union::{Options, Union};
 
 use super::fixture::View;
 use super::history::Seen;
@@ -73,11 +73,9 @@ impl Layers<'_> {
             userxattr: false,
             trusted_lowers: false,
         };
-        let view =
-            View::open(&spec, Options { boot_id: Some("another run of the machine".to_owned()), ..Options::default() });
-        // The workers' mask, which the daemon does without.
-        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-        view
+        let options = Options { boot_id: Some("another run of the machine".to_owned()), ..Options::default() };
+        // The process's mask stays what it is: it is the workers' of other runs, too, and nothing is made here.
+        View { union: Union::open(&spec, options).expect("a union") }
     }
 
     /// After recovery: no mark is left, and what uncommitted copies held is theirs still or kept aside.
