@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -99,7 +101,21 @@ struct Entry {
 
 /// The lists of a mount.
 #[derive(Debug, Default)]
-pub(super) struct Lists(Mutex<Inner>);
+pub(super) struct Lists {
+    inner: Mutex<Inner>,
+    /// How many entries of each are of copies that a batch would not find yet.
+    under_way: [Arc<AtomicUsize>; 2],
+}
+
+/// An entry of a list whose copy is not known to those who commit yet; dropped when it is, or will never be.
+#[derive(Debug)]
+pub struct Noted(Arc<AtomicUsize>);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -129,11 +145,13 @@ impl List {
 
 impl Lists {
     /// Notes where a copy is about to be published, in the lists in `dir`.
-    pub(super) fn note(&self, dir: BorrowedFd<'_>, boot: &str, path: &[Name]) -> Result<()> {
+    pub(super) fn note(&self, dir: BorrowedFd<'_>, boot: &str, path: &[Name]) -> Result<Noted> {
         let entry = records::encode(&Entry { path: path.iter().map(|name| name.as_bytes().to_vec()).collect() })?;
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let current = inner.current;
-        let (Some(list), Some(name)) = (inner.lists.get_mut(current), LISTS.get(current)) else {
+        let (Some(list), Some(name), Some(under_way)) =
+            (inner.lists.get_mut(current), LISTS.get(current), self.under_way.get(current))
+        else {
             return Err(Errno::EIO);
         };
         if list.is_none() {
@@ -141,22 +159,25 @@ impl Lists {
         }
         let list = list.as_mut().ok_or(Errno::EIO)?;
         list.end = records::write(list.file.as_fd(), &entry, list.end)?;
-        Ok(())
+        under_way.fetch_add(1, Ordering::AcqRel);
+        Ok(Noted(under_way.clone()))
     }
 
-    /// From now on new entries go to the other list, if that one is empty.
-    pub(super) fn turn(&self) {
-        let mut inner = self.0.lock();
+    /// From now on new entries go to the other list, if that one is empty. True if all copies of the list that takes no new
+    /// entries are known to those who commit.
+    pub(super) fn turn(&self) -> bool {
+        let mut inner = self.inner.lock();
         let other = 1 - inner.current;
         let empty = inner.lists.get(other).is_some_and(|list| list.as_ref().is_none_or(|list| list.end == list.empty));
         if empty {
             inner.current = other;
         }
+        self.under_way.get(1 - inner.current).is_some_and(|under_way| under_way.load(Ordering::Acquire) == 0)
     }
 
     /// Empties the list that takes no new entries: its copies are committed.
     pub(super) fn settle(&self) -> Result<()> {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let other = 1 - inner.current;
         if let Some(list) = inner.lists.get_mut(other).and_then(Option::as_mut)
             && list.end > list.empty
@@ -215,14 +236,18 @@ fn parse_list(bytes: &[u8], boot: &str) -> Option<Vec<Vec<Name>>> {
 
 impl Upper {
     /// Marks a staged copy as uncommitted, and notes the path in upper that it is about to get.
-    pub fn mark_uncommitted(&self, copy: &impl AsUpper, mark: &Uncommitted, path: &[Name]) -> Result<()> {
+    ///
+    /// The path comes first: a mark that no list has would outlast a crash of the daemon.
+    pub fn mark_uncommitted(&self, copy: &impl AsUpper, mark: &Uncommitted, path: &[Name]) -> Result<Noted> {
+        let noted = self.lists.note(self.work.private.as_fd(), &mark.boot, path)?;
         self.set_xattr(copy, self.namespace.name(Mark::Uncommitted), &mark.encode()?, 0)?;
-        self.lists.note(self.work.private.as_fd(), &mark.boot, path)
+        Ok(noted)
     }
 
-    /// A batch begins: copies that are made from now on are of the next one.
-    pub fn begin_batch(&self) {
-        self.lists.turn();
+    /// A batch begins: copies that are noted from now on are of the next one. False if some were noted before that whoever
+    /// commits does not know yet: then [`Upper::end_batch`] has to wait for the next one.
+    pub fn begin_batch(&self) -> bool {
+        self.lists.turn()
     }
 
     /// All copies from before [`Upper::begin_batch`] are committed.
@@ -274,9 +299,11 @@ mod tests {
         let read = |boot| read_lists(fd.as_fd(), boot).unwrap();
         assert_eq!(read("boot"), None);
         let lists = Lists::default();
-        lists.note(fd.as_fd(), "boot", &names("a/b")).unwrap();
-        lists.turn();
-        lists.note(fd.as_fd(), "boot", &names("c")).unwrap();
+        let noted = lists.note(fd.as_fd(), "boot", &names("a/b")).unwrap();
+        assert!(!lists.turn(), "its copy is under way");
+        drop(noted);
+        assert!(lists.turn());
+        drop(lists.note(fd.as_fd(), "boot", &names("c")).unwrap());
         assert_eq!(read("boot"), Some(vec![names("a/b"), names("c")]));
         assert_eq!(read("another boot"), None);
         lists.settle().unwrap();

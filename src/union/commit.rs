@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Errno, Result, is_passing};
 use crate::layer::marks::Mark;
-use crate::layer::uncommitted::Uncommitted;
+use crate::layer::uncommitted::{Noted, Uncommitted};
 use crate::layer::upper::{AsUpper, UpperObject};
 use crate::sys::file::Stat;
 use crate::union::inode::{Inode, LowerData, Node};
@@ -48,6 +48,8 @@ struct State {
     pending: HashMap<u64, Arc<Inode>>,
     /// When the first of them came.
     since: Option<Instant>,
+    /// The last batch could not be committed: the next one waits, however many copies there are.
+    failed: bool,
     ended: bool,
 }
 
@@ -81,44 +83,57 @@ impl Commits {
     fn all(&self) -> Vec<Arc<Inode>> {
         let mut state = self.state.lock();
         state.since = None;
+        state.failed = false;
         state.pending.values().cloned().collect()
     }
 
     /// Some are left that could not be committed: they are tried again with the next batch.
     fn again(&self) {
-        self.state.lock().since.get_or_insert_with(Instant::now);
+        let mut state = self.state.lock();
+        state.failed = true;
+        state.since.get_or_insert_with(Instant::now);
     }
 }
 
 impl Union {
     /// Sees to it that a copy of the lower file `data`, with status `stat`, never shows half of its content after a power
-    /// loss: it is synced now, or marked as uncommitted. True if it has to be committed later.
-    pub(super) fn guard_copy(&self, inode: &Inode, copy: &impl AsUpper, data: &LowerData, stat: &Stat) -> Result<bool> {
+    /// loss: it is synced now, or marked as uncommitted. Then it has to be committed later, once it is the inode's.
+    pub(super) fn guard_copy(
+        &self,
+        inode: &Inode,
+        copy: &impl AsUpper,
+        data: &LowerData,
+        stat: &Stat,
+    ) -> Result<Option<Noted>> {
         let upper = self.stack.upper()?;
         match self.options.durability {
-            Durability::Volatile => return Ok(false),
-            Durability::Strict => return upper.sync(copy).map(|()| false),
+            Durability::Volatile => return Ok(None),
+            Durability::Strict => return upper.sync(copy).map(|()| None),
             Durability::Batched => {}
         }
         let mut origin = data.dir.path();
         origin.push(data.name.clone());
         let mark = Uncommitted::new(&self.boot, data.dir.layer, &origin, stat);
         match upper.mark_uncommitted(copy, &mark, &inode.path()) {
-            Ok(()) => Ok(true),
+            Ok(noted) => Ok(Some(noted)),
             Err(e) if is_passing(e) && !matches!(e, Errno::ENOSPC | Errno::EDQUOT) => Err(e),
             // No room for the mark, or no place on this filesystem.
             Err(e) => {
                 log::debug!("a copy is synced by itself: {e}");
                 upper.sync(copy)?;
                 upper.remove_mark(copy, Mark::Uncommitted)?;
-                upper.sync(copy).map(|()| false)
+                upper.sync(copy).map(|()| None)
             }
         }
     }
 
-    /// From now on an inode's copy waits for its commit.
-    pub(super) fn commit_later(&self, inode: &Arc<Inode>) {
-        self.commits.add(inode);
+    /// From now on an inode's copy, if it was noted, waits for its commit.
+    pub(super) fn commit_later(&self, inode: &Arc<Inode>, noted: Option<Noted>) {
+        if noted.is_some() {
+            self.commits.add(inode);
+        }
+        // Only now a batch may take the list that it is in for done.
+        drop(noted);
     }
 
     /// Waits until a batch is to be committed; false when the union has ended.
@@ -130,7 +145,8 @@ impl Union {
             }
             match state.since {
                 None => self.commits.changed.wait(&mut state),
-                Some(since) if state.pending.len() >= BATCH_LARGE || since.elapsed() >= BATCH_AGE => return true,
+                Some(since) if since.elapsed() >= BATCH_AGE => return true,
+                Some(_) if state.pending.len() >= BATCH_LARGE && !state.failed => return true,
                 Some(since) => {
                     self.commits.changed.wait_until(&mut state, since + BATCH_AGE);
                 }
@@ -150,7 +166,7 @@ impl Union {
     /// The first of them; what could not be committed is tried again with the next batch.
     pub fn commit(&self) -> Result<()> {
         let Ok(upper) = self.stack.upper() else { return Ok(()) };
-        upper.begin_batch();
+        let all_known = upper.begin_batch();
         let batch = self.commits.all();
         let done = match batch.len() {
             0 => Ok(()),
@@ -158,7 +174,8 @@ impl Union {
             _ => self.commit_many(&batch),
         };
         match done {
-            Ok(()) => upper.end_batch(),
+            Ok(()) if all_known => upper.end_batch(),
+            Ok(()) => Ok(()),
             Err(e) => {
                 self.commits.again();
                 Err(e)

@@ -9,6 +9,7 @@ use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
 use crate::layer::stage::{Over, Staged};
+use crate::layer::uncommitted::Noted;
 use crate::layer::upper::UpperObject;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
@@ -38,8 +39,8 @@ struct StagedCopy<'a> {
     stat: Stat,
     /// Where the data is, if the copy has none.
     data: Option<LowerData>,
-    /// Whether it has to be committed once it is published.
-    uncommitted: bool,
+    /// There if it has to be committed once it is published.
+    noted: Option<Noted>,
 }
 
 impl Union {
@@ -168,8 +169,7 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
-        let StagedCopy { staged, stat, data, uncommitted } =
-            self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
+        let StagedCopy { staged, stat, data, noted } = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
         let key = ObjKey::from(&sys::file::stat(staged.fd())?);
         let mut staged = Some(staged);
         loop {
@@ -179,9 +179,7 @@ impl Union {
                 let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?);
                 self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
                 if stat.nlink > 1 && self.has_uncovered_names(inode) {
-                    if uncommitted {
-                        self.commit_later(inode);
-                    }
+                    self.commit_later(inode, noted);
                     self.unpin(inode);
                     self.index_copy(inode, &object, &stat, origin.as_ref());
                     return Ok(());
@@ -197,9 +195,7 @@ impl Union {
             }
             let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
             self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
-            if uncommitted {
-                self.commit_later(inode);
-            }
+            self.commit_later(inode, noted);
             if stat.nlink > 1 {
                 self.index_copy(inode, &object, &stat, origin.as_ref());
             }
@@ -221,19 +217,18 @@ impl Union {
             return Ok(());
         }
         let before = sys::file::stat(&object)?;
-        let uncommitted = self
+        let noted = self
             .bring_data(inode, &data, &object, &before, copy)
             .inspect_err(|_| self.empty_again(&object, &before))?;
         self.counters.copied_up(CopyUpKind::Completed);
         file.write().rare_mut().data = None;
-        if uncommitted {
-            self.commit_later(inode);
-        }
+        self.commit_later(inode, noted);
         self.files.put(inode.id, ObjKey::from(&before), OpenFile::Write(object));
         Ok(())
     }
 
-    /// Puts the lower's data, if it is wanted, into a metadata copy, and takes the mark off. True if it has to be committed later.
+    /// Puts the lower's data, if it is wanted, into a metadata copy, and takes the mark off. What comes back has to be
+    /// committed later.
     fn bring_data(
         &self,
         inode: &Inode,
@@ -241,14 +236,14 @@ impl Union {
         object: &UpperObject,
         before: &Stat,
         copy: CopyUp,
-    ) -> Result<bool> {
+    ) -> Result<Option<Noted>> {
         let upper = self.stack.upper()?;
-        let uncommitted = if copy == CopyUp::WithoutData {
+        let noted = if copy == CopyUp::WithoutData {
             let stat = self.stack.stat_at(&data.dir, &data.name)?.ok_or(Errno::ESTALE)?;
             // Marked first: recovery gives the size back as long as the data is the lower's.
-            let uncommitted = self.guard_copy(inode, object, data, &stat)?;
+            let noted = self.guard_copy(inode, object, data, &stat)?;
             upper.truncate(object, 0)?;
-            uncommitted
+            noted
         } else {
             let lower = self.stack.open_data(&data.dir, &data.name, data.key)?;
             let stat = sys::file::stat(&lower)?;
@@ -257,7 +252,7 @@ impl Union {
             upper.set_times(object, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
             self.guard_copy(inode, object, data, &stat)?
         };
-        upper.remove_mark(object, Mark::Metacopy).map(|()| uncommitted)
+        upper.remove_mark(object, Mark::Metacopy).map(|()| noted)
     }
 
     /// From now on the inode is its copy; other names that are known still are the lower's.
@@ -361,7 +356,7 @@ impl Union {
             upper.set_mark(&staged, Mark::Device, b"0:0")?;
         }
         let guarded = inode.kind == FileKind::Regular && stat.size > 0 && !metadata_only;
-        let uncommitted = guarded && self.guard_copy(inode, &staged, &data, &data_stat)?;
+        let noted = if guarded { self.guard_copy(inode, &staged, &data, &data_stat)? } else { None };
         self.counters.copied_up(match (inode.kind, copy) {
             (FileKind::Regular, _) if metadata_only => CopyUpKind::Metadata,
             (FileKind::Regular, CopyUp::WithoutData) => CopyUpKind::Truncated,
@@ -369,7 +364,7 @@ impl Union {
             (FileKind::Symlink, _) => CopyUpKind::Symlink,
             _ => CopyUpKind::Special,
         });
-        Ok(StagedCopy { staged, stat, data: metadata_only.then_some(data), uncommitted })
+        Ok(StagedCopy { staged, stat, data: metadata_only.then_some(data), noted })
     }
 }
 
