@@ -279,7 +279,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Pages of the kernel's cache: their time is the kernel's to tell.
+        // Pages of the kernel's cache: under writeback their time is the kernel's to tell.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let result = call("write", || {
@@ -288,9 +288,10 @@ impl Filesystem for Adapter {
                 let caller = Caller { uid: u32::MAX, ..convert::caller(req, 0) };
                 self.union.setattr(&caller, ino.0, &SetAttr::default())?;
             }
-            match cached {
-                true => self.union.write_back(ino.0, offset, data),
-                false => self.union.write(ino.0, offset, data),
+            match (cached, self.granted.writeback) {
+                (true, true) => self.union.write_back(ino.0, offset, data),
+                (true, false) => self.union.write_mapped(ino.0, offset, data),
+                (false, _) => self.union.write(ino.0, offset, data),
             }
         });
         written(reply, result);

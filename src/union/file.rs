@@ -96,6 +96,20 @@ impl Union {
         Ok(written)
     }
 
+    /// As [`Union::write_back`], where the kernel keeps no time of modification: these are pages that a mapping changed.
+    ///
+    /// # Errors
+    /// As write.
+    pub fn write_mapped(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        self.counters.count(Op::Write);
+        let inode = self.regular(ino)?;
+        let file = self.writable_file(&inode)?;
+        self.mtime_moves(&inode);
+        let written = self.write_pages(&inode, &file, offset, data);
+        self.content_changed(&inode);
+        written
+    }
+
     /// Writes pages of the kernel's cache. It has asked to drop the file's capabilities when they were written to, and not at
     /// all when a mapping was; those that the file has by now are to stay.
     fn write_pages(&self, inode: &Inode, file: &UpperObject, offset: u64, data: &[u8]) -> Result<usize> {

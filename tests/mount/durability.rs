@@ -93,7 +93,7 @@ fn a_copy_is_whole_after_a_power_cut() {
 /// It has no data to wait for: its name is never there without its size and marks.
 fn a_metadata_copy_is_one_after_a_power_cut() {
     let disk = Disk::new();
-    let mut union = Union::new(1).upper_in(&disk.root());
+    let mut union = Union::new(1).upper_in(&disk.root()).arguments(&["--metacopy", "on"]);
     let content = "0123456789abcdef".repeat(1 << 18);
     for name in ["moded", "moved", "linked"] {
         put(union.lower(0, &format!("d/{name}")), &content);

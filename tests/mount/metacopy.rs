@@ -48,7 +48,7 @@ fn content(seed: &str) -> String {
 fn chown_of_many_files_reads_no_data() {
     const DIRS: usize = 10;
     const FILES: usize = 1000;
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     let path = |dir: usize, file: usize| format!("tree/d{dir}/f{file}");
     for (dir, file) in (0..DIRS).flat_map(|dir| (0..FILES).map(move |file| (dir, file))) {
         put(union.lower(0, &path(dir, file)), content(&path(dir, file)));
@@ -146,7 +146,7 @@ fn assert_shuffled(union: &Union) {
 }
 
 fn the_kernel_finds_the_data() {
-    let mut union = traps();
+    let mut union = traps().arguments(&["--metacopy", "on"]);
     let before = union.lower_trees();
     union.mount();
     shuffle(&union);
@@ -164,7 +164,7 @@ fn the_kernel_finds_the_data() {
 }
 
 fn the_kernel_finds_the_data_of_links() {
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     put(union.lower(0, "a"), content("links"));
     put(union.lower(0, "d/x"), content("another"));
     for name in ["b", "c", "d/e"] {
@@ -252,7 +252,7 @@ fn turns_are_taken_with_metadata_copies() {
 
 /// Through the page cache, mappings and direct calls, and with descriptors from before.
 fn data_follows_its_metadata() {
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     let names = ["written", "appended", "mapped", "shorter", "longer", "emptied", "allocated", "times"];
     for name in names {
         put(union.lower(0, name), content(name));
@@ -320,7 +320,7 @@ fn acl(mask: u16) -> Vec<u8> {
 }
 
 fn everything_but_data_comes_up() {
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     for name in ["capable", "acl", "attributes", "set-id", "times"] {
         put(union.lower(0, name), content(name));
         set_times(union.lower(0, name), (11, 12), (13, 14));
@@ -364,7 +364,7 @@ fn everything_but_data_comes_up() {
 }
 
 fn privileges_go_with_the_owner() {
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     put(union.lower(0, "set-id"), content("set-id"));
     put(union.lower(0, "capable"), content("capable"));
     chmod(union.lower(0, "set-id"), 0o6755);
@@ -387,7 +387,7 @@ fn privileges_go_with_the_owner() {
 
 /// Programs that look for holes, or at the number of blocks, copy the data.
 fn programs_see_no_holes() {
-    let mut union = Union::new(1);
+    let mut union = Union::new(1).arguments(&["--metacopy", "on"]);
     put(union.lower(0, "file"), content("file"));
     let blocks = stat(union.lower(0, "file")).blocks();
     union.mount();

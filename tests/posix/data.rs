@@ -243,6 +243,10 @@ fn mappings_are_written_back() {
         |dir| {
             let file = edit(dir.join("file"));
             let map = SharedMap::new(&file, 10_000, true).expect("mmap");
+            set_times(dir.join("file"), (5, 6), (7, 8));
+            map.write(0, b"mapped");
+            map.sync().expect("msync");
+            assert!(mtime(dir.join("file")).0 > 7, "a mapping changes the time");
             map.write(4_094, b"mapped");
             file.write_all_at(b"written", 0).expect("write");
             assert_eq!(&map.read()[..8], b"written-");

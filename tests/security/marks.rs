@@ -76,7 +76,7 @@ fn user_marks_in_a_lower_are_plain_attributes() {
 /// They lead nowhere. Nor are the zeros shown that stand where the data should be: who has such a layer with good reason
 /// would take them for it.
 fn trusted_marks_of_files_in_a_lower_count_for_nothing() {
-    let mut union = trusted_layers(&[]);
+    let mut union = trusted_layers(&["--metacopy", "on"]);
     union.mount();
     for round in 0..3 {
         for name in ["copy", "covered"] {
@@ -132,7 +132,7 @@ fn trusted_lowers_are_believed() {
 
 /// In upper they would count.
 fn marks_do_not_come_up_with_a_file() {
-    let mut union = trusted_layers(&[]);
+    let mut union = trusted_layers(&["--metacopy", "on"]);
     put(union.lower(1, "elsewhere/file"), SECRET);
     make_dir(union.lower(0, "dir"));
     for (name, value) in [("opaque", "n"), ("redirect", "/elsewhere"), ("impure", "y"), ("nlink", "U+7")] {
