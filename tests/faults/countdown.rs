@@ -35,7 +35,8 @@ const FAILURES: &[Failure] = &[
 
 /// When nothing works any more, not even a removal: a device that was put at the new name before it and the old one change
 /// places stays there, a link in the work directory is counted until the next mount sweeps it, and so does a new object that
-/// can't be given to its owner.
+/// can't be given to its owner. A metadata copy whose data was to follow shows another time or size until that is tried
+/// again; its content is the lower's still.
 const CANT_BE_UNDONE: &[&str] = &[
     "rename that leaves a whiteout",
     "link over a whiteout",
@@ -43,6 +44,10 @@ const CANT_BE_UNDONE: &[&str] = &[
     "mkdir for somebody",
     "mknod for somebody",
     "symlink for somebody",
+    "write to a metadata copy",
+    "empty a metadata copy",
+    "shorten a metadata copy",
+    "fallocate of a metadata copy",
 ];
 
 /// An operation with what is seen before it and after it.
