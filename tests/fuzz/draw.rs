@@ -146,7 +146,8 @@ impl Draw<'_> {
             24 => Op::RemoveXattr { of: self.subject(), name: self.pick(XATTRS) },
             25 => Op::Hold { of: self.subject() },
             26 => Op::Release { which: self.below(8) },
-            27 => [Op::Remount, Op::Crash { midway: true }, Op::Crash { midway: false }][self.below(3)].clone(),
+            27 => [Op::Remount, Op::Crash { midway: true }, Op::Crash { midway: false }, Op::Commit][self.below(4)]
+                .clone(),
             _ => Op::AddLayer,
         }
     }
