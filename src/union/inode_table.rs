@@ -1,7 +1,8 @@
 //! The inodes that are known, by number and by real object. Live numbers are unique, whatever the layers say.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,13 +19,37 @@ const SHARDS: usize = 32;
 /// many as are still known.
 const TRIM_AFTER: u64 = 1000;
 
-type Shards<K, V> = [Mutex<HashMap<K, V>>; SHARDS];
+type Shards<T> = [Mutex<T>; SHARDS];
+
+/// An inode in the set of numbers, which needs no number beside the one that the inode has.
+#[derive(Debug)]
+struct ByNumber(Arc<Inode>);
+
+impl Borrow<u64> for ByNumber {
+    fn borrow(&self) -> &u64 {
+        &self.0.number
+    }
+}
+
+impl Hash for ByNumber {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.number.hash(state);
+    }
+}
+
+impl PartialEq for ByNumber {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.number == other.0.number
+    }
+}
+
+impl Eq for ByNumber {}
 
 /// The table. A key's shard is locked before a number's; whether an inode stays is decided under its number's.
 #[derive(Debug)]
 pub(super) struct InodeTable {
-    numbers: Shards<u64, Arc<Inode>>,
-    keys: Shards<SeenKey, u64>,
+    numbers: Shards<HashSet<ByNumber>>,
+    keys: Shards<HashMap<SeenKey, u64>>,
     hasher: RandomState,
     count: AtomicU64,
     forgotten: AtomicU64,
@@ -33,24 +58,24 @@ pub(super) struct InodeTable {
 impl InodeTable {
     pub(super) fn new(root: Arc<Inode>) -> Self {
         let table = Self {
-            numbers: std::array::from_fn(|_| Mutex::new(HashMap::new())),
+            numbers: std::array::from_fn(|_| Mutex::new(HashSet::new())),
             keys: std::array::from_fn(|_| Mutex::new(HashMap::new())),
             hasher: RandomState::new(),
             count: AtomicU64::new(1),
             forgotten: AtomicU64::new(0),
         };
-        table.shard(&table.numbers, &Union::ROOT).lock().insert(Union::ROOT, root);
+        table.shard(&table.numbers, &Union::ROOT).lock().insert(ByNumber(root));
         table
     }
 
     #[expect(clippy::indexing_slicing, reason = "a remainder by the number of shards")]
-    fn shard<'a, K: Hash, V>(&self, shards: &'a Shards<K, V>, key: &K) -> &'a Mutex<HashMap<K, V>> {
+    fn shard<'a, T>(&self, shards: &'a Shards<T>, key: &impl Hash) -> &'a Mutex<T> {
         &shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
     /// The inode with a number.
     pub(super) fn get(&self, number: u64) -> Option<Arc<Inode>> {
-        self.shard(&self.numbers, &number).lock().get(&number).cloned()
+        self.shard(&self.numbers, &number).lock().get(&number).map(|found| found.0.clone())
     }
 
     /// How many inodes are known, the root included.
@@ -74,7 +99,7 @@ impl InodeTable {
     ) -> (Arc<Inode>, bool) {
         let mut keys = self.shard(&self.keys, &key).lock();
         if let Some(number) = keys.get(&key)
-            && let Some(inode) = self.shard(&self.numbers, number).lock().get(number)
+            && let Some(ByNumber(inode)) = self.shard(&self.numbers, number).lock().get(number)
         {
             inode.lookups.fetch_add(1, Ordering::Relaxed);
             return (inode.clone(), false);
@@ -82,9 +107,9 @@ impl InodeTable {
         let mut number = wanted.unwrap_or_else(&reserve);
         loop {
             let mut numbers = self.shard(&self.numbers, &number).lock();
-            if number > Union::ROOT && !numbers.contains_key(&number) {
+            if number > Union::ROOT && !numbers.contains(&number) {
                 let inode = Arc::new(make(number));
-                numbers.insert(number, inode.clone());
+                numbers.insert(ByNumber(inode.clone()));
                 keys.insert(key, number);
                 self.count.fetch_add(1, Ordering::Relaxed);
                 return (inode, true);
@@ -143,7 +168,7 @@ impl InodeTable {
         {
             let mut numbers = self.shard(&self.numbers, &inode.number).lock();
             let unused = inode.lookups.load(Ordering::Relaxed) == 0 && inode.pins.load(Ordering::Relaxed) == 0;
-            let here = numbers.get(&inode.number).is_some_and(|i| Arc::ptr_eq(i, &inode));
+            let here = numbers.get(&inode.number).is_some_and(|found| Arc::ptr_eq(&found.0, &inode));
             if !unused || !here {
                 return None;
             }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -393,7 +394,7 @@ fn make_work_file(layers: &Layers, file: &WorkFile, content: &[u8], made: &[Path
             let upper = made.iter().filter(|path| path.starts_with(layers.upper(""))).nth(content.len());
             let linked = upper.is_some_and(|path| std::fs::hard_link(path, &entry).is_ok());
             if !linked {
-                tried(std::fs::write(&entry, content));
+                tried(write_new(&entry, content));
             }
             return;
         }
@@ -401,5 +402,10 @@ fn make_work_file(layers: &Layers, file: &WorkFile, content: &[u8], made: &[Path
     };
     let path = layers.work(&path);
     tried(std::fs::create_dir_all(path.parent().unwrap()));
-    tried(std::fs::write(path, content));
+    tried(write_new(&path, content));
+}
+
+/// Writes a file that is not there yet: what is there may be a fifo, and its opening would wait for a reader.
+fn write_new(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    std::fs::File::create_new(path)?.write_all(content)
 }
