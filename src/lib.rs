@@ -14,7 +14,7 @@
 //!    one with the smaller number first.
 //! 4. `Inode::state`: short, no system call but a directory's own opening under it.
 //! 5. Leaves, none held while another is taken: the inode table's shards (a key's shard before a number's), the lookup
-//!    cache, the listings, the open files, a layer's `places` and descriptors.
+//!    cache, the listings, the open files, the list of copies to commit, a layer's `places` and descriptors.
 
 pub mod cli;
 pub mod config;

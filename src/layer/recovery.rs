@@ -20,12 +20,10 @@ use crate::layer::work::open_sub;
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::{Stat, TimeChange};
-use crate::sys::xattr::Target;
+use crate::sys::xattr::{CAPABILITY, Target};
 
 /// How much of two files is compared at a time, in bytes.
 const COMPARED: usize = 1 << 20;
-
-const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
 /// Where an uncommitted copy was found.
 #[derive(Debug)]

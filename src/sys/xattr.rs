@@ -11,6 +11,9 @@ use nix::errno::Errno;
 
 use super::{check, fault};
 
+/// The attribute that holds a file's capabilities.
+pub const CAPABILITY: &CStr = c"security.capability";
+
 const SYS_SETXATTRAT: libc::c_long = 463;
 const SYS_GETXATTRAT: libc::c_long = 464;
 const SYS_LISTXATTRAT: libc::c_long = 465;

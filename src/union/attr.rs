@@ -1,6 +1,5 @@
 //! Attributes: what stat(2) shows, and setattr.
 
-use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -11,14 +10,12 @@ use crate::layer::upper::{AsUpper, UpperObject};
 use crate::layer::{ObjKey, Upper};
 use crate::sys;
 use crate::sys::file::{Stat, TimeChange};
+use crate::sys::xattr::CAPABILITY;
 use crate::union::Union;
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::reach::Reached;
 use crate::union::stats::Op;
-
-/// The attribute that holds a file's capabilities.
-pub(super) const CAPABILITY: &CStr = c"security.capability";
 
 /// A point in time: seconds since the epoch, negative before it, and nanoseconds forward from there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord)]

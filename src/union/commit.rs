@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
@@ -62,7 +63,7 @@ impl Commits {
     fn add(&self, inode: &Arc<Inode>) {
         let mut state = self.state.lock();
         if state.pending.insert(inode.id, inode.clone()).is_none() {
-            inode.pins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            inode.pins.fetch_add(1, Ordering::Relaxed);
         }
         let first = state.since.is_none();
         state.since.get_or_insert_with(Instant::now);
@@ -225,19 +226,12 @@ impl Union {
 
     /// The copy itself; `None` when it was deleted meanwhile.
     fn copy_of(&self, inode: &Inode) -> Result<Option<UpperObject>> {
-        // It may be renamed while it is looked for.
-        for _ in 0..16 {
-            match self.upper_object(inode) {
-                Ok(object) => return Ok(Some(object)),
-                Err(Errno::ENOENT | Errno::ESTALE) if inode.kind == FileKind::Regular => {
-                    if inode.location().is_none() {
-                        return Ok(None);
-                    }
-                }
-                Err(e) => return Err(e),
+        match self.upper_object(inode) {
+            Err(Errno::ENOENT | Errno::ESTALE) if inode.kind == FileKind::Regular && inode.location().is_none() => {
+                Ok(None)
             }
+            object => object.map(Some),
         }
-        Err(Errno::ESTALE)
     }
 
     fn committed(&self, inode: &Arc<Inode>) {

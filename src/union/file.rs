@@ -11,8 +11,7 @@ use crate::layer::ObjKey;
 use crate::layer::upper::UpperObject;
 use crate::sys;
 use crate::sys::file::TimeChange;
-use crate::sys::xattr::Target;
-use crate::union::attr::CAPABILITY;
+use crate::sys::xattr::{CAPABILITY, Target};
 use crate::union::copy_up::CopyUp;
 use crate::union::handles::OpenFile;
 use crate::union::inode::{Inode, Node};
@@ -62,13 +61,7 @@ impl Union {
     /// # Errors
     /// As write(2); `EROFS` without an upper.
     pub fn write(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
-        self.counters.count(Op::Write);
-        let inode = self.regular(ino)?;
-        let file = self.writable_file(&inode)?;
-        self.mtime_moves(&inode);
-        let written = self.write_all(&file, offset, data);
-        self.content_changed(&inode);
-        written
+        self.write_now(ino, |_, file| self.write_all(file, offset, data))
     }
 
     /// As [`Union::write`], for pages of the kernel's cache. The kernel keeps the file's time of modification, and tells it
@@ -101,11 +94,16 @@ impl Union {
     /// # Errors
     /// As write.
     pub fn write_mapped(&self, ino: u64, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write_now(ino, |inode, file| self.write_pages(inode, file, offset, data))
+    }
+
+    /// Runs a write that dates the file.
+    fn write_now(&self, ino: u64, write: impl FnOnce(&Inode, &UpperObject) -> Result<usize>) -> Result<usize> {
         self.counters.count(Op::Write);
         let inode = self.regular(ino)?;
         let file = self.writable_file(&inode)?;
         self.mtime_moves(&inode);
-        let written = self.write_pages(&inode, &file, offset, data);
+        let written = write(&inode, &file);
         self.content_changed(&inode);
         written
     }

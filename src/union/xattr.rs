@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Errno, Result};
 use crate::sys;
-use crate::sys::xattr::Target;
-use crate::union::attr::CAPABILITY;
+use crate::sys::xattr::{CAPABILITY, Target};
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::reach::Reached;
@@ -157,7 +156,7 @@ impl Union {
 
     /// Whether a file has a file capability.
     pub(super) fn has_capability(&self, inode: &Arc<Inode>) -> Result<bool> {
-        match self.with_target(inode, |target| sys::xattr::get(target, c"security.capability")) {
+        match self.with_target(inode, |target| sys::xattr::get(target, CAPABILITY)) {
             Ok(_) => Ok(true),
             Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(false),
             Err(e) => Err(e),
