@@ -106,11 +106,21 @@ impl Listed {
                 let size = |answer: &Answer, end: &str| answer.as_ref().ok()?.strip_suffix(end).map(str::to_owned);
                 size(layerfs, "removed").is_some_and(|same| size(kernel, "named") == Some(same))
             }
-            // It can't copy up what has no name any more.
-            Op::Held { .. } => *kernel == Err(Errno::EEXIST) && layerfs.is_ok(),
+            // As `has_extra`.
+            Op::Held { action: Open::List, .. } if layerfs != kernel => match (layerfs, kernel) {
+                (Ok(layerfs), Ok(kernel)) => names(layerfs).is_subset(&names(kernel)),
+                _ => false,
+            },
+            // It can't copy up what has no name any more: a file, or a directory.
+            Op::Held { .. } => matches!(kernel, Err(Errno::EEXIST | Errno::ENOTDIR)) && layerfs.is_ok(),
             _ => false,
         }
     }
+}
+
+/// The names in a listing, as an answer has it.
+fn names(answer: &str) -> HashSet<&str> {
+    answer.trim_matches(['[', ']']).split(", ").collect()
 }
 
 pub fn tests() -> Vec<Test> {
@@ -120,8 +130,10 @@ pub fn tests() -> Vec<Test> {
         t!(links_without_an_index).root(),
         t!(names_of_a_lower_file_that_are_gone).root(),
         t!(null_devices_and_whiteouts_of_users).root(),
+        t!(whiteouts_in_a_directory_of_one_layer).root(),
         t!(unnamed_files).root(),
         t!(a_copy_up_of_what_has_no_name).root(),
+        t!(a_copy_up_of_a_directory_without_a_name).root(),
         t!(the_links_of_what_has_no_name).root(),
         t!(the_time_of_a_completed_metadata_copy).root(),
     ]
@@ -213,6 +225,20 @@ fn null_devices_and_whiteouts_of_users() {
     );
 }
 
+/// The kernel shows a directory that only one layer has as it is, with whiteouts that hide nothing, and whose names it then
+/// doesn't find.
+fn whiteouts_in_a_directory_of_one_layer() {
+    let whiteout = |union: &Union| {
+        put(union.lower(0, "d/file"), "lower");
+        mknod(&union.lower(0, "d/whiteout"), SFlag::S_IFCHR, Mode::empty(), 0).expect("mknod");
+    };
+    on_both(whiteout, ON, |union, is_layerfs| {
+        let shown = crate::common::files::names(union.at("d"));
+        assert_eq!(shown, if is_layerfs { vec!["file"] } else { vec!["file", "whiteout"] });
+        assert_eq!(fs::symlink_metadata(union.at("d/whiteout")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    });
+}
+
 /// The FUSE library can't carry O_TMPFILE yet.
 fn unnamed_files() {
     on_both(
@@ -232,6 +258,17 @@ fn a_copy_up_of_what_has_no_name() {
         let held = open(union.at("file"));
         fs::remove_file(union.at("file")).expect("remove");
         let changed = held.set_permissions(fs::Permissions::from_mode(0o600));
+        assert_eq!(changed.is_ok(), is_layerfs, "{changed:?}");
+    });
+}
+
+/// As files.
+fn a_copy_up_of_a_directory_without_a_name() {
+    let dir = |union: &Union| fs::create_dir(union.lower(0, "d")).expect("mkdir");
+    on_both(dir, ON, |union, is_layerfs| {
+        let held = open(union.at("d"));
+        fs::remove_dir(union.at("d")).expect("rmdir");
+        let changed = held.set_permissions(fs::Permissions::from_mode(0o700));
         assert_eq!(changed.is_ok(), is_layerfs, "{changed:?}");
     });
 }
