@@ -197,11 +197,7 @@ pub fn processes_of(mark: &OsStr) -> Vec<i32> {
         fs::read(format!("/proc/{pid}/environ"))
             .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|v| v == wanted))
     };
-    fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(carries)
-        .collect()
+    numbered_processes().filter(carries).collect()
 }
 
 /// A `layerfs` mount on a directory. Dropping it unmounts.
@@ -346,6 +342,17 @@ impl Mount {
         result
     }
 
+    /// A mount namespace that was made meanwhile, by another run of tests for instance, keeps the daemon: then it has to end with
+    /// that. Who it is, is told.
+    fn end_with_its_holders(&self) -> Result<(), String> {
+        let holders = holders(&self.point);
+        let held = !holders.is_empty() && mounted_on(&self.point).is_none();
+        if held && eventually(60, || processes_of(&self.mark).is_empty()) {
+            return Ok(());
+        }
+        Err(format!("; it shows in the mount namespaces of {holders:?}"))
+    }
+
     fn end_politely(&mut self) -> Result<(), String> {
         if mounted_on(&self.point).is_some() {
             let mut command = Command::new(layerfs_binary());
@@ -358,7 +365,7 @@ impl Mount {
                 ended = try_run(&mut command, Duration::from_secs(30))?;
             }
             if !ended.status.success() {
-                return Err(format!("layerfs umount failed: {ended:?}"));
+                self.end_with_its_holders().map_err(|holders| format!("layerfs umount failed: {ended:?}{holders}"))?;
             }
             if let Some(mount) = mounted_on(&self.point) {
                 return Err(format!("still mounted after layerfs umount: {mount:?}"));
@@ -378,6 +385,22 @@ impl Mount {
             false => Err("layerfs umount returned before the daemon had ended".to_owned()),
         }
     }
+}
+
+/// The processes in other mount namespaces that show a mount, which lives as long as they do.
+fn holders(point: &Path) -> Vec<i32> {
+    let mut shown = point.as_os_str().as_bytes().to_vec();
+    shown.insert(0, b' ');
+    shown.push(b' ');
+    let holds = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/mountinfo"))
+            .is_ok_and(|table| table.windows(shown.len()).any(|part| part == shown))
+    };
+    numbered_processes().filter(holds).collect()
+}
+
+fn numbered_processes() -> impl Iterator<Item = i32> {
+    fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 impl Drop for Mount {
