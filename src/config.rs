@@ -63,6 +63,7 @@ enum Action {
     Volatile,
     Durability,
     Timeout,
+    Io,
     RedirectDir,
     Metacopy,
     Xino,
@@ -92,6 +93,7 @@ impl Action {
                 | Self::Work
                 | Self::Durability
                 | Self::Timeout
+                | Self::Io
                 | Self::RedirectDir
                 | Self::Metacopy
                 | Self::Xino
@@ -103,7 +105,7 @@ impl Action {
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 57] = [
+const OPTIONS: [(&str, Action); 58] = [
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
@@ -112,6 +114,7 @@ const OPTIONS: [(&str, Action); 57] = [
     ("volatile", Action::Volatile),
     ("durability", Action::Durability),
     ("timeout", Action::Timeout),
+    ("io", Action::Io),
     ("redirect_dir", Action::RedirectDir),
     ("metacopy", Action::Metacopy),
     ("xino", Action::Xino),
@@ -288,6 +291,11 @@ impl Settings {
                 self.set_durability(one_of(name, value, &values)?)?;
             }
             Action::Timeout => self.union.timeout = Some(seconds(name, value)?),
+            // What `auto` stands for: see docs/PERFORMANCE.md.
+            Action::Io => {
+                let values = [("auto", false), ("cached", false), ("passthrough", true)];
+                self.union.passthrough = one_of(name, value, &values)?;
+            }
             Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
             Action::Metacopy => self.metacopy = Some(one_of(name, value, &[("on", true), ("off", false)])?),
             Action::Xino => {

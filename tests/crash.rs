@@ -33,6 +33,7 @@ fn main() {
     common::main(vec![
         t!(killed_with_cached_writes).root().seconds(1200),
         t!(killed_with_writes_through).root().seconds(1200),
+        t!(killed_with_files_that_pass_through).root().seconds(1200),
         t!(killed_with_marks_of_users).root().seconds(1200),
     ]);
 }
@@ -44,6 +45,10 @@ fn killed_with_cached_writes() {
 /// Without writeback also what was written to a file that is still open outlives the daemon.
 fn killed_with_writes_through() {
     rounds(&["--timeout", "0"], false);
+}
+
+fn killed_with_files_that_pass_through() {
+    rounds(&["--io", "passthrough"], false);
 }
 
 /// The marks of symlinks are in the work directory.

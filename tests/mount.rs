@@ -31,6 +31,8 @@ mod marks;
 mod metacopy;
 #[path = "mount/open_files.rs"]
 mod open_files;
+#[path = "mount/passthrough.rs"]
+mod passthrough;
 #[path = "mount/rename.rs"]
 mod rename;
 #[path = "mount/view.rs"]
@@ -43,6 +45,7 @@ fn main() {
         copy_up::tests(),
         copy_ways::tests(),
         copying::tests(),
+        passthrough::tests(),
         rename::tests(),
         identity::tests(),
         open_files::tests(),

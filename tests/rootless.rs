@@ -84,9 +84,16 @@ fn main() {
         listing::tests(),
         xattrs::tests(),
         special::tests(),
-        vec![t!(the_kernel_reads_an_upper_with_user_marks).needs(not_in_namespace)],
+        vec![t!(the_kernel_reads_an_upper_with_user_marks).needs(not_in_namespace), t!(passthrough_is_refused)],
     ];
     common::main(lists.into_iter().flatten().collect());
+}
+
+/// The kernel takes files from root alone: whoever asks for it hears that.
+fn passthrough_is_refused() {
+    let mut union = Union::new(1).arguments(&["--io", "passthrough"]);
+    let refused = union.try_mount().expect_err("refused").stderr;
+    assert!(refused.contains("io=passthrough needs root and Linux 6.9"), "{refused}");
 }
 
 /// Who to be: the ordinary user's ids for root, nobody else for an ordinary user.

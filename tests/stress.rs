@@ -1,5 +1,5 @@
-//! Random load on a mount, for a while: one file against a copy in memory, files that the kernel forgets, and one tree under two
-//! processes.
+//! Random load on a mount, for a while: one file against a copy in memory, files that the kernel forgets, files that are open in
+//! many ways, and one tree under two processes.
 //!
 //! `LAYERFS_STRESS_SECONDS` says how long each tree is under load, `LAYERFS_STRESS_OPERATIONS` how often each file is changed,
 //! and `LAYERFS_STRESS_SEED` repeats a run: a failure tells its seed.
@@ -9,6 +9,8 @@ mod common;
 mod file;
 #[path = "stress/forgotten.rs"]
 mod forgotten;
+#[path = "stress/opens.rs"]
+mod opens;
 #[path = "stress/random.rs"]
 mod random;
 #[path = "stress/tree.rs"]
@@ -23,7 +25,7 @@ fn main() {
     if let Some(root) = worker::asked_for() {
         worker::work(&root);
     }
-    let lists = [file::tests(), forgotten::tests(), tree::tests()];
+    let lists = [file::tests(), forgotten::tests(), opens::tests(), tree::tests()];
     common::main(lists.into_iter().flatten().map(|test| test.seconds(LIMIT)).collect());
 }
 

@@ -61,6 +61,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<OsString>,
 
+    /// Who reads and writes file data: the kernel's cache and the daemon (cached), or the kernel alone where it may
+    /// (passthrough: needs root and Linux 6.9) [default: auto, which is cached]
+    #[arg(long, value_name = "auto|cached|passthrough")]
+    io: Option<OsString>,
+
     /// How many threads answer requests [default: one for each core, 2 to 8]
     #[arg(long, value_name = "N")]
     threads: Option<OsString>,
@@ -127,6 +132,7 @@ impl Args {
         let values = [
             ("durability", &self.durability),
             ("timeout", &self.timeout),
+            ("io", &self.io),
             ("threads", &self.threads),
             ("cache_entries", &self.cache_entries),
             ("redirect_dir", &self.redirect_dir),
@@ -165,11 +171,11 @@ mod tests {
     #[test]
     fn flags_and_lists_say_the_same() {
         let flags = config(
-            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --threads 2 \
+            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --io passthrough --threads 2 \
              --cache-entries 9 --noacl --redirect-dir off --metacopy on --xino on --source S MNT",
         );
         let list = config(
-            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,threads=2 \
+            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,io=passthrough,threads=2 \
              -ocache_entries=9,noacl,redirect_dir=off,metacopy=on,xino=on,source=S MNT",
         );
         assert_eq!(format!("{flags:?}"), format!("{list:?}"));

@@ -70,12 +70,13 @@ fn the_work_directory_lies_beside_upper() {
 #[test]
 fn values_are_read() {
     let config = config(
-        "lowerdir=/a,timeout=1.5,redirect_dir=off,xino=on,noacl,volatile,threads=3,cache_entries=10,\
+        "lowerdir=/a,timeout=1.5,io=passthrough,redirect_dir=off,xino=on,noacl,volatile,threads=3,cache_entries=10,\
          userxattr,trusted_lowers,allow_other,source=x=y",
     )
     .unwrap();
     assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
     assert_eq!(config.union.xino, Xino::On);
+    assert!(config.union.passthrough);
     assert!(config.union.durability == Durability::Volatile && !config.union.redirect_dir && !config.union.acl);
     assert_eq!((config.threads, config.union.cache_entries), (3, 10));
     assert!(config.stack.userxattr && config.stack.trusted_lowers && config.mount.allow_other);
@@ -149,6 +150,8 @@ fn values_of_another_form_are_told() {
         ("timeout=-1", "number of seconds"),
         ("timeout=nan", "number of seconds"),
         ("timeout=1e300", "number of seconds"),
+        ("io=direct", "auto, cached, passthrough"),
+        ("io", "needs a value"),
         ("threads=0", "from 1 to"),
         ("threads=99999999999999999999", "from 1 to"),
         ("cache_entries=-1", "from 0 to"),

@@ -3,14 +3,15 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno as FuseErrno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
@@ -18,8 +19,10 @@ use fuser::{
 
 use crate::error::Errno;
 use crate::fuse::call::call;
-use crate::fuse::capabilities::{Granted, negotiate};
+use crate::fuse::capabilities::{Granted, Mount, negotiate};
 use crate::fuse::convert;
+use crate::fuse::no_passthrough;
+use crate::fuse::opens::{Opens, Way};
 use crate::fuse::seek::{Seek, Seeker};
 use crate::fuse::stale::Dropper;
 use crate::union::{Attr, Caller, SetAttr, Union};
@@ -28,7 +31,7 @@ use crate::union::{Attr, Caller, SetAttr, Union};
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Node numbers are never used for another object while the kernel knows them.
 const GENERATION: Generation = Generation(0);
-/// There are no handles.
+/// Where opens are not told apart.
 const NO_HANDLE: FileHandle = FileHandle(0);
 
 /// The node of a name that isn't there.
@@ -48,6 +51,8 @@ pub(super) struct Adapter {
     granted: Granted,
     seeker: Seeker,
     dropper: Dropper,
+    opens: Opens,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
@@ -63,19 +68,48 @@ impl Adapter {
             ttl: timeout.unwrap_or(FOREVER),
             layers_change: timeout == Some(Duration::ZERO),
             granted: Granted::default(),
+            opens: Opens::default(),
+            notifier: notifier.clone(),
+        })
+    }
+
+    /// How long the kernel may keep a file's attributes: not at all while it writes to the file by itself.
+    fn ttl_of(&self, attr: &Attr) -> &Duration {
+        if self.granted.passthrough && self.opens.is_written(attr.ino) { &Duration::ZERO } else { &self.ttl }
+    }
+
+    /// Has the kernel ask for a file's attributes again.
+    fn attributes_change(&self, ino: INodeNo) {
+        // No range of its pages, which would wait for others: its attributes only.
+        if let Some(Err(e)) = self.notifier.get().map(|notifier| notifier.inval_inode(ino, -1, 0)) {
+            log::debug!("the attributes of inode {ino} stay known: {e}");
+        }
+    }
+
+    /// Counts an open in, and says how it goes on.
+    fn way_of<F>(&self, ino: u64, write: bool, register: F) -> Way
+    where
+        F: FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
+    {
+        self.opens.open(ino, write, || {
+            let registered = call("open", || self.union.with_passing_file(ino, register))?;
+            registered.transpose().map_err(|e| {
+                log::debug!("inode {ino} does not pass through: {e}");
+                FuseErrno::from(e)
+            })
         })
     }
 
     fn entry(&self, reply: ReplyEntry, result: std::result::Result<Attr, FuseErrno>) {
-        match result.and_then(|attr| fuse_attr(&attr)) {
-            Ok(attr) => reply.entry(&self.ttl, &attr, GENERATION),
+        match result.and_then(|attr| Ok((self.ttl_of(&attr), fuse_attr(&attr)?))) {
+            Ok((ttl, attr)) => reply.entry(ttl, &attr, GENERATION),
             Err(e) => reply.error(e),
         }
     }
 
     fn attr(&self, reply: ReplyAttr, result: std::result::Result<Attr, FuseErrno>) {
-        match result.and_then(|attr| fuse_attr(&attr)) {
-            Ok(attr) => reply.attr(&self.ttl, &attr),
+        match result.and_then(|attr| Ok((self.ttl_of(&attr), fuse_attr(&attr)?))) {
+            Ok((ttl, attr)) => reply.attr(ttl, &attr),
             Err(e) => reply.error(e),
         }
     }
@@ -111,7 +145,12 @@ fn written(reply: ReplyWrite, result: std::result::Result<usize, FuseErrno>) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.granted = negotiate(config, self.layers_change, self.union.is_writable());
+        let passthrough = self.union.options().passthrough;
+        let mount = Mount { layers_change: self.layers_change, writable: self.union.is_writable(), passthrough };
+        self.granted = negotiate(config, mount);
+        if passthrough && !self.granted.passthrough {
+            return Err(no_passthrough(Errno::EOPNOTSUPP));
+        }
         Ok(())
     }
 
@@ -235,9 +274,35 @@ impl Filesystem for Adapter {
         }
         let (write, truncate) = convert::opened_for(flags);
         match call("open", || self.union.open_file(&convert::caller(req, 0), ino.0, write, truncate)) {
-            Ok(()) => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            Ok(()) if !self.granted.passthrough => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            Ok(()) => match self.way_of(ino.0, write, |file| reply.open_backing(file)) {
+                Way::Passing(handle, backing) => {
+                    if write {
+                        self.attributes_change(ino);
+                    }
+                    reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+                }
+                Way::Known(handle) if !self.layers_change => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
+                Way::Known(handle) | Way::Anew(handle) => reply.opened(handle, FopenFlags::empty()),
+            },
             Err(e) => reply.error(e),
         }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if self.granted.passthrough && self.opens.release(ino.0, handle) {
+            self.union.may_have_changed(ino.0);
+        }
+        reply.ok();
     }
 
     fn read(
@@ -339,11 +404,12 @@ impl Filesystem for Adapter {
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let result = call("readdirplus", || {
             self.union.readdirplus(ino.0, offset, &mut |entry, attr| {
+                let ttl = self.ttl_of(attr);
                 let Ok(attr) = convert::attr(attr) else { return false };
                 let name = OsStr::from_bytes(entry.name);
                 // What can't be looked up is asked for again, and then fails.
-                let ttl = if entry.resolved { self.ttl } else { Duration::ZERO };
-                !reply.add(INodeNo(entry.ino), entry.next, name, &ttl, &attr, GENERATION)
+                let ttl = if entry.resolved { ttl } else { &Duration::ZERO };
+                !reply.add(INodeNo(entry.ino), entry.next, name, ttl, &attr, GENERATION)
             })
         });
         match result {
@@ -413,9 +479,20 @@ impl Filesystem for Adapter {
     ) {
         let caller = convert::caller(req, umask);
         let result = call("create", || self.union.create(&caller, parent.0, &convert::name(name)?, mode & 0o7777));
-        match result.and_then(|attr| fuse_attr(&attr)) {
-            Ok(attr) => reply.created(&self.ttl, &attr, GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
-            Err(e) => reply.error(e),
+        let attr = match result.and_then(|attr| fuse_attr(&attr)) {
+            Ok(attr) => attr,
+            Err(e) => return reply.error(e),
+        };
+        if !self.granted.passthrough {
+            return reply.created(&self.ttl, &attr, GENERATION, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        match self.way_of(attr.ino.0, true, |file| reply.open_backing(file)) {
+            Way::Passing(handle, backing) => {
+                reply.created_passthrough(&self.ttl, &attr, GENERATION, handle, FopenFlags::empty(), &backing);
+            }
+            Way::Known(handle) | Way::Anew(handle) => {
+                reply.created(&self.ttl, &attr, GENERATION, handle, FopenFlags::empty());
+            }
         }
     }
 

@@ -13,6 +13,38 @@ enum When {
     NothingChanges,
     /// Only when layers may change underneath.
     LayersChange,
+    /// Only when all file data goes through the kernel's cache, and nobody but us changes the layers.
+    Cached,
+    /// Only when every opening of a file is asked for.
+    OpensAreAsked,
+    /// Only when the kernel is to read and write files by itself.
+    Passthrough,
+}
+
+/// What decides which capabilities a mount wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mount {
+    /// Layers may change underneath.
+    pub layers_change: bool,
+    /// There is an upper.
+    pub writable: bool,
+    /// The kernel is to read and write files by itself where it may.
+    pub passthrough: bool,
+}
+
+impl Mount {
+    fn wants(self, when: When) -> bool {
+        let cached = !self.layers_change && !self.passthrough;
+        match when {
+            When::Always => true,
+            When::LayersAreOurs => !self.layers_change,
+            When::NothingChanges => !self.layers_change && !self.writable,
+            When::LayersChange => self.layers_change,
+            When::Cached => cached,
+            When::OpensAreAsked => !cached,
+            When::Passthrough => self.passthrough,
+        }
+    }
 }
 
 /// The table. Left out on purpose, because fuser 0.18 does not honour them: SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP,
@@ -32,20 +64,25 @@ const WANTED: &[(InitFlags, When)] = &[
     // No GETXATTR before each write; we clear set-id bits and capabilities.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, When::Always),
     // No OPEN, RELEASE: there are no handles, and pages are kept.
-    (InitFlags::FUSE_NO_OPEN_SUPPORT, When::LayersAreOurs),
+    (InitFlags::FUSE_NO_OPEN_SUPPORT, When::Cached),
     // No OPENDIR, RELEASEDIR where no directory ever changes; elsewhere see `Union::opendir`.
     (InitFlags::FUSE_NO_OPENDIR_SUPPORT, When::NothingChanges),
     (InitFlags::FUSE_CACHE_SYMLINKS, When::LayersAreOurs),
     // Small writes are gathered in the page cache.
-    (InitFlags::FUSE_WRITEBACK_CACHE, When::LayersAreOurs),
+    (InitFlags::FUSE_WRITEBACK_CACHE, When::Cached),
     // An OPEN says that it truncates, so that nothing is copied up first. Under NO_OPEN truncation has to be a SETATTR.
-    (InitFlags::FUSE_ATOMIC_O_TRUNC, When::LayersChange),
+    (InitFlags::FUSE_ATOMIC_O_TRUNC, When::OpensAreAsked),
     // A changed size or time drops cached pages.
     (InitFlags::FUSE_AUTO_INVAL_DATA, When::LayersChange),
+    // Excludes the writeback cache and goes by handles.
+    (InitFlags::FUSE_PASSTHROUGH, When::Passthrough),
 ];
 
 /// The most a single write may carry, in bytes: the kernel's ceiling of 256 pages.
 const MAX_WRITE: u32 = 1 << 20;
+/// How many filesystems may be stacked below, the layers' own included: none of them is an overlay then, and we can be a layer
+/// of one.
+const BACKING_DEPTH: u32 = 1;
 /// How many requests the kernel may have waiting in the background (read-ahead, writeback).
 const MAX_BACKGROUND: u16 = 64;
 
@@ -58,22 +95,15 @@ pub(super) struct Granted {
     pub no_opendir: bool,
     /// Written pages may be in the kernel only.
     pub writeback: bool,
+    /// The kernel reads and writes files by itself if it is given them.
+    pub passthrough: bool,
 }
 
 /// Asks for everything that this mount wants and this kernel has.
-pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool, writable: bool) -> Granted {
+pub(super) fn negotiate(config: &mut KernelConfig, mount: Mount) -> Granted {
     let mut granted = InitFlags::empty();
-    for (capability, when) in WANTED {
-        let wanted = match when {
-            When::Always => true,
-            When::LayersAreOurs => !layers_change,
-            When::NothingChanges => !layers_change && !writable,
-            When::LayersChange => layers_change,
-        };
+    for (capability, _) in WANTED.iter().filter(|(_, when)| mount.wants(*when)) {
         // All or nothing a call: one by one, what an old kernel lacks costs only itself.
-        if !wanted {
-            continue;
-        }
         match config.add_capabilities(*capability) {
             Ok(()) => granted |= *capability,
             Err(_) => log::info!("this kernel lacks {capability:?}"),
@@ -88,6 +118,7 @@ pub(super) fn negotiate(config: &mut KernelConfig, layers_change: bool, writable
     Granted {
         no_open: granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
         no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
-        writeback: writable && granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+        writeback: mount.writable && granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+        passthrough: granted.contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(BACKING_DEPTH).is_ok(),
     }
 }

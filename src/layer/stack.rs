@@ -37,6 +37,8 @@ pub struct Layer {
     pub root: Arc<RealDir>,
     /// `Beneath` if its mount is a private clone with nothing mounted in it.
     pub(super) reach: Reach,
+    /// Its mount keeps even access times as they are.
+    sealed: bool,
     /// The uuid of its filesystem, zero if unknown.
     uuid: [u8; 16],
     /// A readable descriptor of the root, which opening by handle asks for; one layer of each filesystem has it.
@@ -125,6 +127,11 @@ impl Stack {
     /// The number of open directory descriptors, the layers' roots included.
     pub fn descriptors(&self) -> usize {
         self.layers.len() + self.fds.len()
+    }
+
+    /// Whether a layer can't be changed by us, not even its access times.
+    pub fn is_sealed(&self, id: LayerId) -> bool {
+        self.layer(id).is_ok_and(|layer| layer.sealed)
     }
 
     fn layer(&self, id: LayerId) -> Result<&Layer> {
@@ -401,6 +408,7 @@ impl Layer {
             root: RealDir::root(id, ObjKey::from(&st), fds.clone()),
             root_fd: Arc::new(root_fd),
             reach,
+            sealed: false,
             handles: OnceLock::new(),
         })
     }
@@ -411,10 +419,11 @@ impl Layer {
         let Ok(tree) = sys::tree::clone(plain.as_fd()) else {
             return Self::new(id, path, plain, Reach::SameMount, fds);
         };
-        if let Err(e) = sys::tree::make_read_only(tree.as_fd()) {
+        let sealed = sys::tree::make_read_only(tree.as_fd());
+        if let Err(e) = sealed {
             log::debug!("{}: the layer's clone stays writable to us: {e}", path.display());
         }
-        Self::new(id, path, tree, Reach::Beneath, fds)
+        Ok(Self { sealed: sealed.is_ok(), ..Self::new(id, path, tree, Reach::Beneath, fds)? })
     }
 
     /// What open_by_handle_at takes for "this filesystem": an `O_PATH` descriptor won't do.

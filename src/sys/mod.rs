@@ -1,6 +1,7 @@
 //! Safe functions over the system calls that nix lacks. All `unsafe` of the crate lives here.
 #![allow(unsafe_code)] // the one place where the crate talks to the C library
 
+pub mod backing;
 pub mod boot;
 pub mod copy;
 pub mod dir;

@@ -269,7 +269,7 @@ impl Union {
         }
     }
 
-    fn regular(&self, ino: u64) -> Result<Arc<Inode>> {
+    pub(super) fn regular(&self, ino: u64) -> Result<Arc<Inode>> {
         let inode = self.inode(ino)?;
         match inode.kind {
             FileKind::Regular => Ok(inode),
@@ -279,7 +279,7 @@ impl Union {
     }
 
     /// The real file behind an inode, for reading.
-    fn readable_file(&self, inode: &Inode) -> Result<OpenFile> {
+    pub(super) fn readable_file(&self, inode: &Inode) -> Result<OpenFile> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
         // A copy-up in between makes another object of it: then the next round opens that.
         for _ in 0..16 {

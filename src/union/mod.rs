@@ -19,6 +19,7 @@ mod link;
 mod listing;
 mod lookup;
 mod metacopy;
+mod passthrough;
 mod pin;
 mod reach;
 mod readdir;
@@ -70,6 +71,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// When the data of copies reaches the disk.
     pub durability: Durability,
+    /// The kernel reads and writes files by itself where it may; else all of it goes through its cache and us.
+    pub passthrough: bool,
     /// Which run of the machine this is; `None`: the one that the kernel says.
     pub boot_id: Option<String>,
     /// Store redirects, so that merged directories can be renamed.
@@ -89,6 +92,7 @@ impl Default for Options {
         Self {
             timeout: None,
             durability: Durability::default(),
+            passthrough: false,
             boot_id: None,
             redirect_dir: true,
             metacopy: true,

@@ -228,6 +228,13 @@ impl Drop for Union {
     }
 }
 
+/// The ways to read and write in which this user can mount: by the kernel's caches, where a write copies up; by the daemon, where
+/// the opening does; and by the kernel alone, where that does, too.
+pub fn io_modes() -> &'static [&'static [&'static str]] {
+    const MODES: [&[&str]; 3] = [&[], &["-o", "timeout=0"], &["-o", "io=passthrough"]];
+    if not_root().is_none() { &MODES } else { &MODES[..2] }
+}
+
 fn join(base: &Path, path: &str) -> PathBuf {
     match path {
         "" => base.to_owned(),

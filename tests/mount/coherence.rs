@@ -14,7 +14,7 @@ use crate::common::files::*;
 use crate::common::machine::find_program;
 use crate::common::mount::try_run;
 use crate::common::sys::{self, SharedMap};
-use crate::common::union::Union;
+use crate::common::union::{Union, io_modes};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -26,8 +26,6 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// With and without the kernel's caches.
-const MODES: [&[&str]; 2] = [&[], &["-o", "timeout=0"]];
 const SIZE: usize = 5 * 4096 + 100;
 
 /// Who had a file open before it was copied up.
@@ -123,7 +121,7 @@ const CHANGES: [Change; 10] = [
 ];
 
 fn readers_from_before_see_every_change() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(2).arguments(arguments);
         for (name, _) in CHANGES {
             put(union.lower(1, &format!("d/{name}")), content());
@@ -150,7 +148,7 @@ fn readers_from_before_see_every_change() {
 }
 
 fn readers_see_what_another_process_writes() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(1).arguments(arguments);
         put(union.lower(0, "file"), content());
         let before = union.lower_trees();
@@ -172,7 +170,7 @@ fn readers_see_what_another_process_writes() {
 }
 
 fn readers_of_another_name_see_it_too() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(1).arguments(arguments);
         put(union.lower(0, "a"), content());
         make_dir(union.lower(0, "d"));
@@ -214,7 +212,7 @@ fn databases_survive_readers() {
         command.arg("-B").arg(&script).args([step, DATABASES]).arg(directory);
         try_run(&mut command, Duration::from_secs(280)).unwrap_or_else(|fault| panic!("{fault}")).success();
     };
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(1).arguments(arguments);
         make_dir(union.lower(0, "d"));
         python("make", &union.lower(0, "d"));

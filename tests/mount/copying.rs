@@ -15,7 +15,7 @@ use crate::common::files::*;
 use crate::common::mount::{eventually, wait_until};
 use crate::common::others::OtherMount;
 use crate::common::sys;
-use crate::common::union::Union;
+use crate::common::union::{Union, io_modes};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -32,9 +32,6 @@ pub fn tests() -> Vec<Test> {
 const LARGE: usize = 1 << 30;
 /// Repeated, but with no page like its neighbours.
 const PATTERN: usize = (1 << 20) + 4097;
-/// With the kernel's caches a write copies up, without them the opening does.
-const MODES: [&[&str]; 2] = [&[], &["-o", "timeout=0"]];
-
 /// A union with the file `large` in a lower on a filesystem of its own, from which nothing can be cloned. Its upper is in memory
 /// too: what goes on beside the copy has to wait for us only, not for a disk.
 struct Large {
@@ -112,7 +109,7 @@ fn change(path: &PathBuf, at: u64) {
 const TRIES: usize = 3;
 
 fn a_large_copy_blocks_nothing_else() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let before_it = (0..TRIES).any(|_| is_done_before_the_copy(arguments));
         assert!(before_it, "all of it is done before the copy is, {arguments:?}");
     }
@@ -150,7 +147,7 @@ fn is_done_before_the_copy(arguments: &[&str]) -> bool {
 
 fn writers_of_one_file_wait_for_one_copy() {
     const WRITERS: u64 = 4;
-    for arguments in MODES {
+    for arguments in io_modes() {
         let large = Large::new(LARGE / 4, arguments);
         let path = large.union.at("large");
         thread::scope(|scope| {
@@ -180,7 +177,7 @@ fn read_start(path: &Path) -> [u8; 4] {
 }
 
 fn a_killed_writer_leaves_the_whole_copy_or_none() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut large = Large::new(LARGE / 2, arguments);
         let path = large.union.at("large");
         let mut writer = Command::new("dd")
@@ -208,7 +205,7 @@ fn a_killed_writer_leaves_the_whole_copy_or_none() {
 
 /// Names of a file, of one among several, and of a large one that would show in the time it takes.
 fn unlink_copies_nothing() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(1).arguments(arguments);
         put(union.lower(0, "d/one"), "content");
         put(union.lower(0, "d/linked"), "content");
@@ -239,7 +236,7 @@ fn unlink_copies_nothing() {
 }
 
 fn emptying_copies_no_data() {
-    for arguments in MODES {
+    for arguments in io_modes() {
         let mut union = Union::new(1).arguments(arguments);
         for name in ["emptied", "rewritten", "truncated", "read-and-emptied"] {
             put(union.lower(0, name), vec![b'x'; 1 << 20]);

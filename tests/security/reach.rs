@@ -139,8 +139,8 @@ fn a_directory_of_upper_that_becomes_a_symlink() {
 
 /// What stands under a name is used only if it is the object that was looked up.
 fn objects_that_become_others_are_not_taken_for_them() {
-    // With a timeout of 0 the others are seen, as what they are.
-    let mut union = Union::new(1).arguments(&["--timeout", "3600"]);
+    // With a timeout of 0, and where each opening is a request, the others are seen, as what they are.
+    let mut union = Union::new(1).arguments(&["--timeout", "3600", "--io", "cached"]);
     let secret = union.root().join("secret");
     put(&secret, "secret");
     chmod(&secret, 0o600);

@@ -19,7 +19,14 @@ use crate::random::Random;
 use crate::{seed, setting, t};
 
 pub fn tests() -> Vec<Test> {
-    vec![t!(a_lower_file), t!(a_lower_file_without_caches), t!(a_new_file), t!(a_new_file_without_caches)]
+    vec![
+        t!(a_lower_file),
+        t!(a_lower_file_without_caches),
+        t!(a_lower_file_passed_through).root(),
+        t!(a_new_file),
+        t!(a_new_file_without_caches),
+        t!(a_new_file_passed_through).root(),
+    ]
 }
 
 /// What a lower file holds at first.
@@ -41,12 +48,20 @@ fn a_lower_file_without_caches() {
     exercise(&["-o", "timeout=0"], true);
 }
 
+fn a_lower_file_passed_through() {
+    exercise(&["-o", "io=passthrough"], true);
+}
+
 fn a_new_file() {
     exercise(&[], false);
 }
 
 fn a_new_file_without_caches() {
     exercise(&["-o", "timeout=0"], false);
+}
+
+fn a_new_file_passed_through() {
+    exercise(&["-o", "io=passthrough"], false);
 }
 
 fn exercise(options: &[&str], lower: bool) {

@@ -18,7 +18,7 @@ use crate::worker::{self, NAMES};
 use crate::{seed, setting, t};
 
 pub fn tests() -> Vec<Test> {
-    vec![t!(two_processes).root(), t!(two_processes_without_caches).root()]
+    vec![t!(two_processes).root(), t!(two_processes_without_caches).root(), t!(two_processes_passed_through).root()]
 }
 
 /// How much longer than its time a worker may take: one operation, on a busy machine.
@@ -34,6 +34,10 @@ fn two_processes() {
 
 fn two_processes_without_caches() {
     stress(&["-o", "timeout=0"]);
+}
+
+fn two_processes_passed_through() {
+    stress(&["-o", "io=passthrough"]);
 }
 
 fn stress(options: &[&str]) {
