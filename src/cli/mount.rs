@@ -171,12 +171,12 @@ mod tests {
     #[test]
     fn flags_and_lists_say_the_same() {
         let flags = config(
-            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --io passthrough --threads 2 \
-             --cache-entries 9 --noacl --redirect-dir off --metacopy on --xino on --source S MNT",
+            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --io passthrough \
+             --threads 2 --cache-entries 9 --noacl --redirect-dir off --metacopy on --xino on --source S MNT",
         );
         let list = config(
-            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,io=passthrough,threads=2 \
-             -ocache_entries=9,noacl,redirect_dir=off,metacopy=on,xino=on,source=S MNT",
+            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,io=passthrough \
+             -othreads=2,cache_entries=9,noacl,redirect_dir=off,metacopy=on,xino=on,source=S MNT",
         );
         assert_eq!(format!("{flags:?}"), format!("{list:?}"));
         assert_eq!(flags.mountpoint, Path::new("MNT"));
