@@ -7,6 +7,8 @@ mod union {
     pub mod fixture;
 
     mod attributes;
+    #[cfg(debug_assertions)]
+    mod calls;
     mod commit;
     mod concurrency;
     mod copy_up;

@@ -11,7 +11,7 @@ use super::{check, fault};
 /// # Errors
 /// `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the filesystem can't.
 pub fn clone_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("ioctl(FICLONE)")?;
     // SAFETY: FICLONE takes a descriptor by value.
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }.into()).map(|_| ())
 }
@@ -24,7 +24,7 @@ pub fn copy_range(
     to_offset: u64,
     len: usize,
 ) -> Result<usize, Errno> {
-    fault::point()?;
+    fault::point("copy_file_range")?;
     let (mut off_in, mut off_out) = (from_offset as i64, to_offset as i64);
     // SAFETY: both offsets are valid for the call's reads and writes.
     check(unsafe { libc::copy_file_range(from.as_raw_fd(), &mut off_in, to.as_raw_fd(), &mut off_out, len, 0) } as _)

@@ -28,7 +28,7 @@ pub struct RawEntry<'a> {
 pub fn for_each(fd: BorrowedFd<'_>, mut each: impl FnMut(RawEntry<'_>) -> bool) -> Result<(), Errno> {
     let mut buf = vec![0_u8; BUFFER];
     loop {
-        fault::point()?;
+        fault::point("getdents64")?;
         // SAFETY: the buffer is valid for the length given.
         let filled = check(unsafe { libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), buf.as_mut_ptr(), buf.len()) })?
             as usize;

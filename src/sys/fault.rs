@@ -7,7 +7,7 @@ use nix::errno::Errno;
 /// The place before a system call: an error where a test wants that call to fail.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub(super) fn point() -> Result<(), Errno> {
+pub(super) fn point(_call: &'static str) -> Result<(), Errno> {
     Ok(())
 }
 
@@ -19,6 +19,7 @@ mod countdown {
     use std::cell::Cell;
 
     use super::Errno;
+    use crate::sys::trace;
 
     /// Which calls fail once the countdown has run out.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,7 +53,8 @@ mod countdown {
     }
 
     /// The place before a system call: an error where a test wants that call to fail.
-    pub(in crate::sys) fn point() -> Result<(), Errno> {
+    pub(in crate::sys) fn point(call: &'static str) -> Result<(), Errno> {
+        trace::note(call);
         let Some(mut countdown) = COUNTDOWN.get() else { return Ok(()) };
         if countdown.left > 0 {
             countdown.left -= 1;

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
-use super::{check, fault};
+use super::{check, fault, trace};
 
 /// What stat(2) tells of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +92,13 @@ impl From<libc::statx> for Stat {
 
 /// The status of `name` in `dir`, not following a symlink nor triggering an automount.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, Errno> {
-    fault::point()?;
+    fault::point("statx")?;
     statx(dir, name, libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT)
 }
 
 /// The status of the object behind a descriptor.
 pub fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
-    fault::point()?;
+    fault::point("statx")?;
     statx(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
@@ -122,7 +122,7 @@ pub enum Reach {
 /// openat2(2) of a relative path whose components are no symlinks (a final one only with `O_PATH|O_NOFOLLOW`) and
 /// which stays beneath `dir`.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, flags: OFlag, mode: u32, reach: Reach) -> Result<OwnedFd, Errno> {
-    fault::point()?;
+    fault::point("openat2")?;
     let mut resolve =
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     if reach == Reach::SameMount {
@@ -144,7 +144,7 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &CStr, flags: OFlag, mode: u32, r
 
 /// A second descriptor, with `flags`, of the object behind an `O_PATH` descriptor.
 pub fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> Result<OwnedFd, Errno> {
-    fault::point()?;
+    fault::point("open")?;
     let path = proc_path(fd);
     nix::fcntl::open(path.as_c_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
@@ -159,7 +159,7 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> std::ffi::CString {
 
 /// fchmodat2(2) with `AT_EMPTY_PATH`, or chmod(2) through procfs before Linux 6.6.
 pub fn chmod_fd(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("fchmodat2")?;
     const SYS_FCHMODAT2: libc::c_long = 452;
     // SAFETY: the empty path is a NUL-terminated constant and the descriptor is borrowed for the call.
     let ret = check(unsafe {
@@ -178,7 +178,7 @@ pub fn chmod_fd(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
 
 /// fchownat(2) with `AT_EMPTY_PATH`; `None` leaves an id as it is.
 pub fn chown_fd(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("fchownat")?;
     let keep = u32::MAX;
     // SAFETY: the empty path is a NUL-terminated constant and the descriptor is borrowed for the call.
     let ret = unsafe {
@@ -211,7 +211,7 @@ impl TimeChange {
 
 /// utimensat(2) on the object behind a descriptor, of any kind.
 pub fn set_times(fd: BorrowedFd<'_>, atime: TimeChange, mtime: TimeChange) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("utimensat")?;
     let times = [atime.timespec(), mtime.timespec()];
     // SAFETY: `times` holds the two values that the call reads; the empty path is a NUL-terminated constant.
     let ret = unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
@@ -220,10 +220,11 @@ pub fn set_times(fd: BorrowedFd<'_>, atime: TimeChange, mtime: TimeChange) -> Re
 
 /// linkat(2) of an unnamed (`O_TMPFILE`) or opened file to `name` in `dir`.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("linkat")?;
     // Without CAP_DAC_READ_SEARCH the kernel refuses AT_EMPTY_PATH with ENOENT; procfs works for everybody.
     match nix::unistd::linkat(fd, c"", dir, name, AtFlags::AT_EMPTY_PATH) {
         Err(Errno::ENOENT | Errno::EPERM | Errno::EINVAL) => {
+            trace::note("linkat");
             nix::unistd::linkat(nix::fcntl::AT_FDCWD, proc_path(fd).as_c_str(), dir, name, AtFlags::AT_SYMLINK_FOLLOW)
         }
         done => done,
@@ -232,13 +233,13 @@ pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Result<(
 
 /// symlinkat(2) of any bytes.
 pub fn symlink_at(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("symlinkat")?;
     nix::unistd::symlinkat(target, dir, name)
 }
 
 /// readlinkat(2) of the symlink behind an `O_PATH` descriptor; targets of any length.
 pub fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    fault::point()?;
+    fault::point("readlinkat")?;
     let mut target = vec![0_u8; 256];
     loop {
         // SAFETY: the buffer is valid for the length given.
@@ -259,13 +260,13 @@ pub fn rename_at(
     to: (BorrowedFd<'_>, &CStr),
     flags: nix::fcntl::RenameFlags,
 ) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("renameat2")?;
     nix::fcntl::renameat2(from.0, from.1, to.0, to.1, flags)
 }
 
 /// mknodat(2): fifos, sockets and devices.
 pub fn mknod_at(dir: BorrowedFd<'_>, name: &CStr, mode: u32, rdev: u64) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("mknodat")?;
     // SAFETY: `name` is NUL-terminated and the descriptor is borrowed for the call.
     let ret = unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, rdev) };
     check(ret.into()).map(|_| ())
@@ -273,7 +274,7 @@ pub fn mknod_at(dir: BorrowedFd<'_>, name: &CStr, mode: u32, rdev: u64) -> Resul
 
 /// An unnamed file in `dir`'s filesystem.
 pub fn open_unnamed(dir: BorrowedFd<'_>, mode: u32) -> Result<OwnedFd, Errno> {
-    fault::point()?;
+    fault::point("openat")?;
     // SAFETY: the path is a NUL-terminated constant.
     let fd = check(
         unsafe { libc::openat(dir.as_raw_fd(), c".".as_ptr(), libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC, mode) }
@@ -302,7 +303,7 @@ pub struct FsStat {
 
 /// fstatfs(2).
 pub fn fs_stat(fd: BorrowedFd<'_>) -> Result<FsStat, Errno> {
-    fault::point()?;
+    fault::point("fstatfs")?;
     // SAFETY: an all-zero statfs is a valid value of that plain C struct.
     let mut st: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `st` is valid for the write.
@@ -319,7 +320,7 @@ pub fn fs_stat(fd: BorrowedFd<'_>) -> Result<FsStat, Errno> {
 
 /// Has the kernel begin to write a file's data to disk, without waiting for it (sync_file_range(2)).
 pub fn start_writeback(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("sync_file_range")?;
     // SAFETY: the call takes a descriptor and numbers.
     check(unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }.into()).map(|_| ())
 }

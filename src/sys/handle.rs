@@ -32,7 +32,7 @@ struct RawHandle {
 /// # Errors
 /// `EOPNOTSUPP` on a filesystem without handles.
 pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
-    fault::point()?;
+    fault::point("name_to_handle_at")?;
     let mut raw = RawHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
     let mut mount_id = 0_i32;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
@@ -49,7 +49,7 @@ pub fn of(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
 /// # Errors
 /// `ESTALE` when the object is gone, `EPERM` without the privilege.
 pub fn open(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, Errno> {
-    fault::point()?;
+    fault::point("open_by_handle_at")?;
     if handle.bytes.len() > MAX_HANDLE {
         return Err(Errno::EINVAL);
     }

@@ -13,6 +13,7 @@ pub mod mount;
 pub mod posix;
 pub mod privilege;
 pub mod process;
+pub mod trace;
 pub mod tree;
 pub mod xattr;
 

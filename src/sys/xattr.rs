@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
-use super::{check, fault};
+use super::{check, fault, trace};
 
 /// The attribute that holds a file's capabilities.
 pub const CAPABILITY: &CStr = c"security.capability";
@@ -92,7 +92,7 @@ fn read_all(mut call: impl FnMut(&mut [u8]) -> Result<libc::c_long, Errno>) -> R
 /// # Errors
 /// `ENODATA` if there is none, `EOPNOTSUPP` if the filesystem has no attributes of that kind.
 pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
-    fault::point()?;
+    fault::point("getxattr")?;
     if let Some((dir, name)) = target.at() {
         let result = read_all(|buf| {
             let args = XattrArgs { value: buf.as_mut_ptr() as u64, size: buf.len() as u32, flags: 0 };
@@ -119,7 +119,7 @@ pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
             libc::fgetxattr(fd.as_raw_fd(), attr.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
         };
         match read_all(|buf| check(call(buf) as _)) {
-            Err(Errno::EBADF) => {}
+            Err(Errno::EBADF) => trace::note("getxattr"),
             done => return done,
         }
     }
@@ -131,7 +131,7 @@ pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
 
 /// The names of all attributes, each closed by a NUL.
 pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
-    fault::point()?;
+    fault::point("listxattr")?;
     if let Some((dir, name)) = target.at() {
         let result = read_all(|buf| {
             // SAFETY: the name is NUL-terminated and the buffer is valid for its length.
@@ -147,7 +147,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
         // SAFETY: the buffer is valid for its length.
         let call = |buf: &mut [u8]| unsafe { libc::flistxattr(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
         match read_all(|buf| check(call(buf) as _)) {
-            Err(Errno::EBADF) => {}
+            Err(Errno::EBADF) => trace::note("listxattr"),
             done => return done,
         }
     }
@@ -159,7 +159,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
 
 /// Sets one attribute; `flags` as for setxattr(2).
 pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("setxattr")?;
     if let Some((dir, name)) = target.at() {
         let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags: flags as u32 };
         // SAFETY: names are NUL-terminated, `args` points to the value, which is valid for its size.
@@ -182,7 +182,7 @@ pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<
         // SAFETY: the name is NUL-terminated and the value is valid for its length.
         let ret = unsafe { libc::fsetxattr(fd.as_raw_fd(), attr.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
         match check(ret.into()) {
-            Err(Errno::EBADF) => {}
+            Err(Errno::EBADF) => trace::note("setxattr"),
             done => return done.map(|_| ()),
         }
     }
@@ -195,7 +195,7 @@ pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<
 
 /// Removes one attribute.
 pub fn remove(target: Target<'_>, attr: &CStr) -> Result<(), Errno> {
-    fault::point()?;
+    fault::point("removexattr")?;
     if let Some((dir, name)) = target.at() {
         // SAFETY: names are NUL-terminated.
         let result =
@@ -207,7 +207,7 @@ pub fn remove(target: Target<'_>, attr: &CStr) -> Result<(), Errno> {
     if let Target::Fd(fd) = target {
         // SAFETY: the name is NUL-terminated.
         match check(unsafe { libc::fremovexattr(fd.as_raw_fd(), attr.as_ptr()) }.into()) {
-            Err(Errno::EBADF) => {}
+            Err(Errno::EBADF) => trace::note("removexattr"),
             done => return done.map(|_| ()),
         }
     }
