@@ -2,18 +2,22 @@
 //!
 //! `LAYERFS_BENCH_DIR` names the directory to work in, by default one in memory. At the end there is a table of medians.
 
-use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
+use criterion::{BenchmarkGroup, measurement::WallTime};
 
 #[path = "../tests/union/fixture.rs"]
 mod fixture;
 #[path = "copy_up/floor.rs"]
 mod floor;
+#[path = "common/settings.rs"]
+mod settings;
+#[path = "common/supply.rs"]
+mod supply;
 
 use fixture::{Layers, View};
 use floor::Floor;
+use supply::Supply;
 
 /// What is done to a lower file that brings it up.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,116 +70,56 @@ impl Case {
     }
 }
 
-/// The layers of a case, and which of its files comes next.
-struct Fresh {
-    case: Case,
-    layers: Layers,
-    view: Option<View>,
-    /// The number of each file; they stay looked up.
-    numbers: Vec<u64>,
-    next: usize,
-    /// Whether the filesystem can share blocks.
-    shares: bool,
-}
-
-impl Fresh {
-    fn new(case: Case) -> Self {
-        let layers = Layers::new(case.lowers);
-        let content: Vec<u8> = (0..case.size).map(|at| (at / 7 + at) as u8).collect();
-        for lower in 0..case.lowers {
-            layers.directory(lower, "d");
-        }
-        for index in 0..case.files {
-            std::fs::write(layers.lower(case.lowers - 1, &case.path(index)), &content).unwrap();
-        }
-        let mut fresh = Self { case, layers, view: None, numbers: Vec::new(), next: 0, shares: false };
-        fresh.renew();
-        fresh
+/// The files of a case. The first directory is in upper already, as in a container that has run for a while.
+fn files(case: &Case) -> Supply<impl Fn(&View) -> Vec<u64>> {
+    let layers = Layers::new(case.lowers);
+    let content: Vec<u8> = (0..case.size).map(|at| (at / 7 + at) as u8).collect();
+    for lower in 0..case.lowers {
+        layers.directory(lower, "d");
     }
-
-    /// Starts again with an empty upper.
-    fn renew(&mut self) {
-        if let Some(view) = self.view.take() {
-            view.close();
-        }
-        for dir in [self.layers.upper(""), self.layers.work("")] {
-            std::fs::remove_dir_all(&dir).unwrap();
-            std::fs::create_dir(&dir).unwrap();
-        }
-        let view = self.layers.open();
-        // The first directory is in upper before the measurement, as in a container that has run for a while.
+    for index in 0..case.files {
+        std::fs::write(layers.lower(case.lowers - 1, &case.path(index)), &content).unwrap();
+    }
+    Supply::new(layers, case.batch, |view| {
         view.chmod("d", 0o755).unwrap();
-        self.numbers = (0..self.case.files).map(|index| view.hold(&self.case.path(index)).unwrap().keep()).collect();
-        self.next = 0;
-        self.shares = view.stats().options["copy"] == "reflink";
-        self.view = Some(view);
-    }
-
-    /// Brings up the next files; returns how long that took.
-    fn measure(&mut self, bring_up: fn(&Fresh, usize)) -> Duration {
-        if self.next + self.case.batch > self.case.files {
-            self.renew();
-        }
-        let first = self.next;
-        self.next += self.case.batch;
-        let start = Instant::now();
-        for index in first..self.next {
-            bring_up(self, index);
-        }
-        start.elapsed()
-    }
+        (0..case.files).map(|index| view.hold(&case.path(index)).unwrap().keep()).collect()
+    })
 }
 
-fn through_union(fresh: &Fresh, index: usize) {
-    let union = &fresh.view.as_ref().unwrap().union;
-    let number = fresh.numbers[index];
-    match fresh.case.change {
-        Change::Write => assert_eq!(union.write(number, 0, b"x").unwrap(), 1),
-        Change::Chmod => {
-            let change = layerfs::union::SetAttr { mode: Some(0o600), ..Default::default() };
-            union.setattr(&fixture::me(), number, &change).unwrap();
+fn through_union(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case) -> Duration {
+    files(case).bench(group, "union", |files, index| {
+        let (union, number) = (&files.view().union, files.number(index));
+        match case.change {
+            Change::Write => assert_eq!(union.write(number, 0, b"x").unwrap(), 1),
+            Change::Chmod => {
+                let change = layerfs::union::SetAttr { mode: Some(0o600), ..Default::default() };
+                union.setattr(&fixture::me(), number, &change).unwrap();
+            }
         }
-    }
+    })
 }
 
-fn with_system_calls(fresh: &Fresh, index: usize) {
-    let case = &fresh.case;
+fn with_system_calls(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case) -> Duration {
+    let files = files(case);
     let floor = Floor {
-        lower: fresh.layers.lowers[case.lowers - 1].join("d"),
-        upper: fresh.layers.upper("d"),
+        lower: files.layers.lowers[case.lowers - 1].join("d"),
+        upper: files.layers.upper("d"),
         data: case.change == Change::Write,
-        shares: fresh.shares,
+        shares: files.view().stats().options["copy"] == "reflink",
     };
-    let path = case.path(index);
-    floor.bring_up(path.strip_prefix("d/").unwrap());
-}
-
-/// Measures one way of a case; returns the median.
-fn run(group: &mut BenchmarkGroup<'_, WallTime>, case: Case, way: &str, bring_up: fn(&Fresh, usize)) -> Duration {
-    let fresh = RefCell::new(Fresh::new(case));
-    let times = RefCell::new(Vec::new());
-    group.bench_function(way, |bencher| {
-        bencher.iter_custom(|iterations| {
-            let measured = (0..iterations).map(|_| fresh.borrow_mut().measure(bring_up));
-            measured.inspect(|time| times.borrow_mut().push(*time)).sum()
-        });
-    });
-    let mut times = times.into_inner();
-    times.sort();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+    files.bench(group, "system calls", |_, index| {
+        let path = case.path(index);
+        floor.bring_up(path.strip_prefix("d/").unwrap());
+    })
 }
 
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
+    let mut criterion = settings::few_samples();
     let mut rows = Vec::new();
     for case in CASES {
         let mut group = criterion.benchmark_group(format!("copy-up: {}", case.name));
-        let union = run(&mut group, case, "union", through_union);
-        let floor = run(&mut group, case, "system calls", with_system_calls);
+        let union = through_union(&mut group, &case);
+        let floor = with_system_calls(&mut group, &case);
         group.finish();
         if !union.is_zero() && !floor.is_zero() {
             rows.push((case.name, floor, union));
