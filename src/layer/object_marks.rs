@@ -47,10 +47,12 @@ impl Stack {
     pub fn dir_marks(&self, dir: &Arc<RealDir>) -> Result<DirMarks> {
         let names = self.dir_xattr_names(dir)?;
         let mut marks = DirMarks::default();
+        let mut xattr_whiteouts = false;
         for name in names.split(|b| *b == 0) {
             if let Some(form) = OPAQUE_FORMS.iter().find(|f| f.to_bytes() == name) {
                 let value = self.dir_xattr(dir, form)?.unwrap_or_default();
                 marks.opaque |= value == b"y";
+                xattr_whiteouts |= value == b"x";
             } else if name == self.namespace().name(Mark::Redirect).to_bytes() {
                 let value = self.dir_xattr(dir, self.namespace().name(Mark::Redirect))?.unwrap_or_default();
                 marks.redirect = Some(Redirect::parse(&value).inspect_err(|_| {
@@ -63,14 +65,37 @@ impl Stack {
                 })?);
             }
         }
-        if !marks.opaque && self.may_have_dot_whiteouts(dir)? {
-            marks.opaque = match self.stat_at(dir, &Name::new(DOT_OPAQUE)?) {
-                // Who may not search it sees nothing in it anyway.
-                Err(Errno::EACCES) => false,
-                found => found?.is_some(),
-            };
-        }
+        dir.xattr_whiteouts.learn(xattr_whiteouts);
+        marks.opaque = marks.opaque || self.has_dot_opaque(dir)?;
         Ok(marks)
+    }
+
+    /// Whether a directory is opaque in AUFS form.
+    fn has_dot_opaque(&self, dir: &Arc<RealDir>) -> Result<bool> {
+        if dir.dot_whiteouts.get() == Some(false) {
+            return Ok(false);
+        }
+        // One status instead of a look through all its entries, which a listing of it takes anyway.
+        match self.stat_at(dir, &Name::new(DOT_OPAQUE)?) {
+            // Who may not search it sees nothing in it anyway.
+            Err(Errno::EACCES) => Ok(false),
+            found => Ok(found?.is_some()),
+        }
+    }
+
+    /// Reads what the marks of a directory say of its entries.
+    pub(super) fn learn_marks(&self, dir: &Arc<RealDir>) -> Result<()> {
+        let names = self.dir_xattr_names(dir)?;
+        let (mut impure, mut xattr_whiteouts) = (false, false);
+        for name in names.split(|b| *b == 0) {
+            if let Some(form) = OPAQUE_FORMS.iter().find(|f| f.to_bytes() == name) {
+                xattr_whiteouts |= self.dir_xattr(dir, form)?.is_some_and(|value| value == b"x");
+            }
+            impure |= name == self.namespace().name(Mark::Impure).to_bytes();
+        }
+        dir.xattr_whiteouts.learn(xattr_whiteouts);
+        dir.impure.learn(impure);
+        Ok(())
     }
 
     /// Opens a file of a lower for its data.

@@ -99,7 +99,17 @@ impl Hint {
 
     /// Remembers an answer.
     pub fn set(&self, yes: bool) {
-        self.0.store(if yes { 2 } else { 1 }, Ordering::Relaxed);
+        self.0.store(Self::known(yes), Ordering::Relaxed);
+    }
+
+    /// Remembers what was read, unless a change set it meanwhile.
+    pub fn learn(&self, yes: bool) {
+        // Whoever was first knows at least as much.
+        let _ = self.0.compare_exchange(0, Self::known(yes), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn known(yes: bool) -> u8 {
+        if yes { 2 } else { 1 }
     }
 }
 

@@ -284,7 +284,7 @@ impl Stack {
     /// The value of a stored xattr of a directory.
     pub fn dir_xattr(&self, dir: &Arc<RealDir>, attr: &CStr) -> Result<Option<Vec<u8>>> {
         let fd = self.open_dir(dir)?;
-        match none_if_absent(sys::xattr::get(Target::Fd(fd.as_fd()), attr)) {
+        match none_if_absent(sys::xattr::get(Target::Dir(fd.as_fd()), attr)) {
             Err(Errno::EACCES) => self.unreadable_xattr(dir.layer, fd.as_fd(), attr),
             value => value,
         }
@@ -296,7 +296,7 @@ impl Stack {
             return Ok(Vec::new());
         }
         let fd = self.open_dir(dir)?;
-        Ok(none_if_absent(sys::xattr::list(Target::Fd(fd.as_fd())))?.unwrap_or_default())
+        Ok(none_if_absent(sys::xattr::list(Target::Dir(fd.as_fd())))?.unwrap_or_default())
     }
 
     /// The stored names of all xattrs of `name` in a directory.
@@ -332,9 +332,8 @@ impl Stack {
         if let Some(known) = dir.impure.get() {
             return Ok(known);
         }
-        let impure = self.dir_xattr(dir, self.namespace.name(Mark::Impure))?.is_some();
-        dir.impure.set(impure);
-        Ok(impure)
+        self.learn_marks(dir)?;
+        Ok(dir.impure.get() == Some(true))
     }
 
     /// The origin mark that a copy of `name` gets; `None` where the filesystem has no handles.

@@ -456,9 +456,9 @@ impl Upper {
     /// Sets a stored xattr.
     pub fn set_xattr(&self, object: &impl AsUpper, attr: &CStr, value: &[u8], flags: i32) -> Result<()> {
         self.work.begin()?;
-        let object = object.as_upper_fd();
-        match sys::xattr::set(Target::Fd(object), attr, value, flags) {
-            Err(Errno::EACCES) => self.despite_mode(object, || sys::xattr::set(Target::Fd(object), attr, value, flags)),
+        let set = || sys::xattr::set(object.as_target(), attr, value, flags);
+        match set() {
+            Err(Errno::EACCES) => self.despite_mode(object.as_upper_fd(), set),
             done => done,
         }
     }
@@ -480,9 +480,9 @@ impl Upper {
     /// Removes a stored xattr.
     pub fn remove_xattr(&self, object: &impl AsUpper, attr: &CStr) -> Result<()> {
         self.work.begin()?;
-        let object = object.as_upper_fd();
-        match sys::xattr::remove(Target::Fd(object), attr) {
-            Err(Errno::EACCES) => self.despite_mode(object, || sys::xattr::remove(Target::Fd(object), attr)),
+        let remove = || sys::xattr::remove(object.as_target(), attr);
+        match remove() {
+            Err(Errno::EACCES) => self.despite_mode(object.as_upper_fd(), remove),
             done => done,
         }
     }
@@ -545,6 +545,11 @@ impl Upper {
 pub trait AsUpper {
     /// The object's descriptor.
     fn as_upper_fd(&self) -> BorrowedFd<'_>;
+
+    /// The object, for its attributes.
+    fn as_target(&self) -> Target<'_> {
+        Target::Fd(self.as_upper_fd())
+    }
 }
 
 impl AsUpper for UpperObject {
@@ -556,6 +561,10 @@ impl AsUpper for UpperObject {
 impl AsUpper for UpperFd {
     fn as_upper_fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
+    }
+
+    fn as_target(&self) -> Target<'_> {
+        Target::Dir(self.as_fd())
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
-use crate::layer::marks::{OPAQUE_FORMS, WHITEOUT_FORMS};
+use crate::layer::marks::WHITEOUT_FORMS;
 use crate::layer::real::RealDir;
 use crate::layer::stack::Stack;
 use crate::layer::upper::UpperDir;
@@ -70,12 +70,8 @@ impl Stack {
         if let Some(known) = dir.xattr_whiteouts.get() {
             return Ok(known);
         }
-        let mut found = false;
-        for form in OPAQUE_FORMS {
-            found |= self.dir_xattr(dir, form)?.is_some_and(|value| value == b"x");
-        }
-        dir.xattr_whiteouts.set(found);
-        Ok(found)
+        self.learn_marks(dir)?;
+        Ok(dir.xattr_whiteouts.get() == Some(true))
     }
 
     /// Looks through a small directory once; a large one is asked for each name.

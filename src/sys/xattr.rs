@@ -2,6 +2,7 @@
 //!
 //! Linux 6.13 has `getxattrat` and its siblings; before it the same is reached through `/proc/self/fd`. So are the attributes
 //! behind an `O_PATH` descriptor, which the calls for descriptors refuse with `EBADF`: asking them first costs a tenth of that.
+//! A directory behind one can name itself, and needs neither.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -37,13 +38,15 @@ pub enum Target<'a> {
     At(BorrowedFd<'a>, &'a CStr),
     /// The object behind a descriptor, `O_PATH` ones included.
     Fd(BorrowedFd<'a>),
+    /// The directory behind a descriptor, which mostly is an `O_PATH` one.
+    Dir(BorrowedFd<'a>),
 }
 
 impl Target<'_> {
     /// A path that leads to the object without another lookup of its directory, and whether its last step is followed.
     fn proc_path(&self) -> (CString, bool) {
         match self {
-            Target::Fd(fd) => (super::file::proc_path(*fd), true),
+            Target::Fd(fd) | Target::Dir(fd) => (super::file::proc_path(*fd), true),
             Target::At(dir, name) => {
                 let mut path = super::file::proc_path(*dir).into_bytes();
                 path.push(b'/');
@@ -55,19 +58,22 @@ impl Target<'_> {
 
     fn at(&self) -> Option<(i32, *const libc::c_char)> {
         match self {
-            Target::At(dir, name) if !NO_XATTRAT.load(Ordering::Relaxed) => Some((dir.as_raw_fd(), name.as_ptr())),
-            _ => None,
+            _ if NO_XATTRAT.load(Ordering::Relaxed) => None,
+            Target::At(dir, name) => Some((dir.as_raw_fd(), name.as_ptr())),
+            Target::Dir(dir) => Some((dir.as_raw_fd(), c".".as_ptr())),
+            Target::Fd(_) => None,
         }
     }
 }
 
-/// Remembers that the kernel lacks the calls when that is what the error says.
-fn lacks_xattrat(result: &Result<libc::c_long, Errno>) -> bool {
-    let lacks = *result == Err(Errno::ENOSYS);
-    if lacks {
+/// Whether one of the *xattrat calls could not do it and the way through procfs may; remembers that the kernel lacks them.
+fn needs_procfs<T>(result: &Result<T, Errno>, target: Target<'_>) -> bool {
+    let Err(e) = result else { return false };
+    if *e == Errno::ENOSYS {
         NO_XATTRAT.store(true, Ordering::Relaxed);
     }
-    lacks
+    // Who may not search a directory can't name it from within.
+    *e == Errno::ENOSYS || *e == Errno::EACCES && matches!(target, Target::Dir(_))
 }
 
 /// Fills a buffer with a call that tells the size it needs by ERANGE.
@@ -109,7 +115,7 @@ pub fn get(target: Target<'_>, attr: &CStr) -> Result<Vec<u8>, Errno> {
                 )
             })
         });
-        if !lacks_xattrat(&result.as_ref().map(|_| 0).map_err(|e| *e)) {
+        if !needs_procfs(&result, target) {
             return result;
         }
     }
@@ -139,7 +145,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
                 libc::syscall(SYS_LISTXATTRAT, dir, name, libc::AT_SYMLINK_NOFOLLOW, buf.as_mut_ptr(), buf.len())
             })
         });
-        if !lacks_xattrat(&result.as_ref().map(|_| 0).map_err(|e| *e)) {
+        if !needs_procfs(&result, target) {
             return result;
         }
     }
@@ -174,7 +180,7 @@ pub fn set(target: Target<'_>, attr: &CStr, value: &[u8], flags: i32) -> Result<
                 size_of::<XattrArgs>(),
             )
         });
-        if !lacks_xattrat(&result) {
+        if !needs_procfs(&result, target) {
             return result.map(|_| ());
         }
     }
@@ -200,7 +206,7 @@ pub fn remove(target: Target<'_>, attr: &CStr) -> Result<(), Errno> {
         // SAFETY: names are NUL-terminated.
         let result =
             check(unsafe { libc::syscall(SYS_REMOVEXATTRAT, dir, name, libc::AT_SYMLINK_NOFOLLOW, attr.as_ptr()) });
-        if !lacks_xattrat(&result) {
+        if !needs_procfs(&result, target) {
             return result.map(|_| ());
         }
     }

@@ -90,7 +90,7 @@ impl Union {
             if stat.immutable {
                 return Err(Errno::EPERM);
             }
-            upper.copy_metadata(Target::Fd(fd.as_fd()), &stat, &staged)?;
+            upper.copy_metadata(Target::Dir(fd.as_fd()), &stat, &staged)?;
             if let Some(origin) = self.stack.origin_of_dir(&lower)?.and_then(|o| o.encode()) {
                 upper.set_mark(&staged, Mark::Origin, &origin)?;
             }

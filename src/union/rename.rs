@@ -13,7 +13,6 @@ use crate::layer::whiteout::is_device_form;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
-use crate::sys::xattr::Target;
 use crate::union::inode::{DirView, Inode, Node};
 use crate::union::lookup::{Held, InLowers};
 use crate::union::remove::lock_two;
@@ -447,7 +446,7 @@ impl Union {
         }
         let stat = crate::sys::file::stat(&old)?;
         let staged = upper.stage_dir(0o700)?;
-        upper.copy_metadata(Target::Fd(old.as_upper_fd()), &stat, &staged)?;
+        upper.copy_metadata(old.as_target(), &stat, &staged)?;
         upper.set_mark(&staged, Mark::Opaque, b"y")?;
         let stat = crate::sys::file::stat(staged.fd())?;
         let fresh = UpperDir::new(&to.real, to.name, &stat);

@@ -129,7 +129,8 @@ impl Union {
     }
 
     fn with_target<T>(&self, inode: &Inode, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
-        self.with_object(inode, |object| call(Target::Fd(object)))
+        let is_dir = inode.as_dir().is_some();
+        self.with_object(inode, |object| call(if is_dir { Target::Dir(object) } else { Target::Fd(object) }))
     }
 
     /// Runs `call` on the real object behind an inode.
