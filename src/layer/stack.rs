@@ -208,23 +208,28 @@ impl Stack {
     /// # Errors
     /// `ESTALE` if it is another one by now.
     pub fn open_at(&self, dir: &Arc<RealDir>, name: &Name, key: ObjKey, flags: OFlag) -> Result<OwnedFd> {
+        let fd = self.open_unverified(dir, name, flags)?;
+        if ObjKey::from(&sys::file::stat(&fd)?) != key {
+            return Err(Errno::ESTALE);
+        }
+        Ok(fd)
+    }
+
+    /// Opens `name`, whichever object it is.
+    pub(super) fn open_unverified(&self, dir: &Arc<RealDir>, name: &Name, flags: OFlag) -> Result<OwnedFd> {
         let dir_fd = self.open_dir(dir)?;
         let reach = self.layer(dir.layer)?.reach;
         // A fifo or terminal in its place must not hold us up; openat2 takes these flags only where they mean something.
         let plain = !flags.contains(OFlag::O_PATH);
         let flags = if plain { flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY } else { flags };
-        let fd = match sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach) {
+        match sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach) {
             // O_NOATIME is for the owner only.
             Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => {
                 let flags = flags - OFlag::O_NOATIME;
-                sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach)?
+                sys::file::open_beneath(dir_fd.as_fd(), name.as_cstr(), flags, 0, reach)
             }
-            opened => opened?,
-        };
-        if ObjKey::from(&sys::file::stat(&fd)?) != key {
-            return Err(Errno::ESTALE);
+            opened => opened,
         }
-        Ok(fd)
     }
 
     /// An `O_PATH` descriptor of an object in a directory.

@@ -116,6 +116,19 @@ impl Stack {
         self.fds.put(dir, object.into_fd());
     }
 
+    /// The same, of one that is new: it holds nothing.
+    pub fn keep_new(&self, dir: &UpperDir, object: UpperObject) {
+        for hint in [&dir.dot_whiteouts, &dir.xattr_whiteouts, &dir.impure] {
+            hint.learn(false);
+        }
+        self.keep_open(dir, object);
+    }
+
+    /// Opens (`O_PATH`) what we have just made in a directory whose names are locked.
+    pub fn open_new(&self, dir: &UpperDir, name: &Name) -> Result<UpperObject> {
+        self.open_unverified(dir, name, OFlag::O_PATH).map(|fd| UpperObject(Arc::new(fd)))
+    }
+
     /// Opens an object of upper, by default (`O_PATH`) for changes of what is not its data.
     pub fn open_upper_object(&self, dir: &UpperDir, name: &Name, key: ObjKey, flags: OFlag) -> Result<UpperObject> {
         match self.open_at(dir, name, key, flags) {

@@ -1,7 +1,6 @@
 //! New objects: straight into upper where nothing stands, staged and swapped in where a whiteout does.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
@@ -63,7 +62,7 @@ impl Union {
             }
             created => {
                 let object = created?;
-                let finished = birth.finish(place.upper, &object).and_then(|()| sys::file::stat(&object));
+                let finished = birth.finish(place.upper, &object);
                 (object, place.or_take_back(FileKind::Regular, finished)?)
             }
         };
@@ -98,7 +97,7 @@ impl Union {
                 }
                 created => {
                     created?;
-                    self.finish_in_place(place, kind, |object| birth.finish(place.upper, object))?
+                    self.finish_in_place(place, kind, |object| birth.finish(place.upper, object))?.1
                 }
             };
             self.new_attr(place, &stat, kind)
@@ -137,21 +136,29 @@ impl Union {
         let birth = self.birth(place, caller, mode & 0o1777)?;
         let created =
             if place.hidden { Err(Errno::EEXIST) } else { place.upper.create_dir(&place.fd, place.name, birth.mode) };
-        let stat = match created {
+        let (object, stat) = match created {
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_dir(0o700)?;
                 birth.apply(place.upper, &staged, FileKind::Directory)?;
                 // What the whiteout hid stays hidden.
                 place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
                 let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
-                place.publish(staged, over)?.1
+                place.publish(staged, over)?
             }
             created => {
                 created?;
                 self.finish_in_place(place, FileKind::Directory, |object| birth.finish(place.upper, object))?
             }
         };
-        self.new_attr(place, &stat, FileKind::Directory)
+        let inode = self.finish_new(place, &stat, FileKind::Directory)?;
+        if let Some(node) = inode.as_dir()
+            && let Some(real) = node.view().upper
+        {
+            // What is made in it next need not ask for what is known now.
+            self.stack.keep_new(&real, object);
+            node.state.write().default_acl = Some(birth.default_acl.is_some());
+        }
+        self.attr_from(&inode, &stat)
     }
 
     /// Makes a symlink.
@@ -173,7 +180,7 @@ impl Union {
                 }
                 created => {
                     created?;
-                    self.finish_in_place(place, FileKind::Symlink, |object| birth.own(place.upper, object))?
+                    self.finish_in_place(place, FileKind::Symlink, |object| birth.own(place.upper, object))?.1
                 }
             };
             self.new_attr(place, &stat, FileKind::Symlink)
@@ -213,18 +220,13 @@ impl Union {
         &self,
         place: &Place<'_>,
         kind: FileKind,
-        finish: impl FnOnce(&UpperObject) -> Result<()>,
-    ) -> Result<Stat> {
-        let finished = self.open_new(place).and_then(|object| {
-            finish(&object)?;
-            sys::file::stat(&object)
+        finish: impl FnOnce(&UpperObject) -> Result<Stat>,
+    ) -> Result<(UpperObject, Stat)> {
+        let finished = self.stack.open_new(&place.dir, place.name).and_then(|object| {
+            let stat = finish(&object)?;
+            Ok((object, stat))
         });
         place.or_take_back(kind, finished)
-    }
-
-    fn open_new(&self, place: &Place<'_>) -> Result<UpperObject> {
-        let stat = self.stack.stat_at(&place.dir, place.name)?.ok_or(Errno::ESTALE)?;
-        self.stack.open_upper_object(&place.dir, place.name, ObjKey::from(&stat), nix::fcntl::OFlag::O_PATH)
     }
 
     /// Owner and permissions that a new object gets from its creator and its directory.
@@ -294,13 +296,15 @@ impl Place<'_> {
 
 impl Birth {
     /// For an object that was made in its directory: the filesystem has applied the directory's set-group-id bit and ACL.
-    fn finish(&self, upper: &Upper, object: &impl AsUpper) -> Result<()> {
-        self.own(upper, object)?;
+    /// Returns the status that it has then.
+    fn finish(&self, upper: &Upper, object: &impl AsUpper) -> Result<Stat> {
+        let stat = self.own(upper, object)?;
         let set_id = self.mode & 0o6000;
-        if set_id != 0 {
-            upper.chmod(object, sys::file::stat(object.as_upper_fd())?.mode & 0o7777 | set_id)?;
+        if set_id == 0 {
+            return Ok(stat);
         }
-        Ok(())
+        upper.chmod(object, stat.mode & 0o7777 | set_id)?;
+        sys::file::stat(object.as_upper_fd())
     }
 
     /// For a staged object: nothing of its directory was applied yet.
@@ -317,12 +321,16 @@ impl Birth {
         }
     }
 
-    /// Gives an object to its creator.
-    fn own(&self, upper: &Upper, object: &impl AsUpper) -> Result<()> {
-        let stat = sys::file::stat(object.as_upper_fd().as_fd())?;
+    /// Gives an object to its creator; returns the status that it has then.
+    fn own(&self, upper: &Upper, object: &impl AsUpper) -> Result<Stat> {
+        let stat = sys::file::stat(object.as_upper_fd())?;
         let uid = (stat.uid != self.uid).then_some(self.uid);
         let gid = (stat.gid != self.gid).then_some(self.gid);
-        if uid.is_none() && gid.is_none() { Ok(()) } else { upper.chown(object, uid, gid) }
+        if uid.is_none() && gid.is_none() {
+            return Ok(stat);
+        }
+        upper.chown(object, uid, gid)?;
+        sys::file::stat(object.as_upper_fd())
     }
 }
 
