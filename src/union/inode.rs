@@ -421,6 +421,17 @@ impl Inode {
         }
     }
 
+    /// The layer that shows a name of it; `None` if it does not have this name, or was removed.
+    pub(super) fn layer_at(&self, parent: &Inode, name: &Name) -> Option<LayerId> {
+        match &self.node {
+            Node::Dir(dir) => {
+                let here = self.has_link(parent, name) && dir.state.read().removed.is_none();
+                dir.view().top().filter(|_| here).map(|top| top.layer)
+            }
+            Node::Other(file) => file.read().links.as_slice().iter().find(|l| l.is(parent, name)).map(|l| l.layer),
+        }
+    }
+
     /// Adds a name, unless it is known already.
     pub(super) fn add_link(&self, parent: &Arc<Inode>, name: &Name, layer: LayerId, uncovered: bool) {
         let Node::Other(file) = &self.node else { return };

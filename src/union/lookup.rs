@@ -83,6 +83,16 @@ pub(super) enum InLowers {
 /// The directories in which the last name of a path is to be found, and that name.
 type Last<'p> = (Vec<Arc<RealDir>>, &'p Name);
 
+/// The topmost object of a name in a stack of lower directories.
+pub(super) struct First<'p> {
+    /// The directory that it is in.
+    parent: &'p Arc<RealDir>,
+    /// Those below.
+    below: &'p [Arc<RealDir>],
+    /// Its status.
+    pub stat: Stat,
+}
+
 /// What one layer makes of a name.
 enum Probe {
     Absent,
@@ -177,14 +187,14 @@ impl Union {
         }
         let view = node.view();
         if hint.is_some() {
-            return self.find_in_layers(&view, name, hint);
+            return self.find_in_layers(Some(dir), &view, name, hint);
         }
         let from = match self.cache.get(dir.id, name) {
             Some(Known::Absent) => return Ok(None),
             Some(Known::At(layer)) => Some(layer),
             None => None,
         };
-        let found = self.find_in_layers(&view, name, from)?;
+        let found = self.find_in_layers(Some(dir), &view, name, from)?;
         if from.is_none() {
             let known = found.as_ref().map_or(Known::Absent, |found| Known::At(found.layer()));
             self.cache.put(dir.id, name, known);
@@ -192,7 +202,16 @@ impl Union {
         Ok(found)
     }
 
-    pub(super) fn find_in_layers(&self, view: &DirView, name: &Name, from: Option<LayerId>) -> Result<Option<Found>> {
+    /// Finds a name in the layers of a directory, from the layer `from` on. In the directory `dir` one that is known already
+    /// is what it was.
+    pub(super) fn find_in_layers(
+        &self,
+        dir: Option<&Inode>,
+        view: &DirView,
+        name: &Name,
+        from: Option<LayerId>,
+    ) -> Result<Option<Found>> {
+        let known = |layer: LayerId, stat: &Stat| self.known_dir(dir?, name, layer, stat).map(Found::Dir);
         let skip = |layer: LayerId| from.is_some_and(|from| layer < from);
         let mut upper_dir = None;
         let mut redirect = None;
@@ -204,6 +223,9 @@ impl Union {
                     return self.found_file(view, parent, name, stat).map(Some);
                 }
                 Probe::Object(stat) => {
+                    if let Some(found) = known(parent.layer, &stat) {
+                        return Ok(Some(found));
+                    }
                     let real = self.stack.child_dir(parent, name, &stat)?;
                     let upper = self.stack.as_upper(&real).ok_or(Errno::EIO)?;
                     let marks = self.stack.dir_marks(&real)?;
@@ -218,7 +240,14 @@ impl Union {
         }
         let parents: Vec<_> = view.lowers.iter().filter(|l| !skip(l.layer)).cloned().collect();
         let below = match &redirect {
-            None => self.find_in_lowers(&parents, name, upper_dir.is_some())?,
+            None if upper_dir.is_none() => match self.first_in_lowers(&parents, name)? {
+                None => InLowers::Absent,
+                Some(first) => match known(first.parent.layer, &first.stat) {
+                    None => self.all_in_lowers(first, name)?,
+                    found => return Ok(found),
+                },
+            },
+            None => self.find_in_lowers(&parents, name, true)?,
             Some(Redirect::Sibling(name)) => self.find_in_lowers(&parents, name, true)?,
             Some(Redirect::Path(path)) => self.find_path(&self.lower_roots(LayerId::UPPER), path, true)?,
         };
@@ -233,6 +262,23 @@ impl Union {
             (None, InLowers::Other(dir, stat)) => Some(self.found_file(view, &dir, name, stat)?),
             (None, InLowers::Absent) => None,
         })
+    }
+
+    /// A directory that is known already, by its topmost part: the others need not be looked for again.
+    fn known_dir(&self, parent: &Inode, name: &Name, layer: LayerId, stat: &Stat) -> Option<FoundDir> {
+        if !stat.is_dir() {
+            return None;
+        }
+        let inode =
+            self.table.number_of(ObjKey::from(stat).seen_in(layer)).and_then(|number| self.table.get(number))?;
+        let state = inode.as_dir()?.state.read();
+        let here = state.place.as_ref().is_some_and(|(dir, at)| dir.id == parent.id && at == name);
+        let top = state.upper.as_deref().or(state.lowers.first())?;
+        if !here || top.layer != layer || state.removed.is_some() {
+            return None;
+        }
+        let (upper, lowers) = (state.upper.clone(), state.lowers.to_vec());
+        Some(FoundDir { upper, lowers, stat: *stat, redirect: state.redirect.clone() })
     }
 
     /// An object that is no directory, with what its marks say.
@@ -322,41 +368,51 @@ impl Union {
 
     /// Finds a name in a stack of lower directories. `dirs_only`: a directory above merges with it.
     pub(super) fn find_in_lowers(&self, parents: &[Arc<RealDir>], name: &Name, dirs_only: bool) -> Result<InLowers> {
-        let mut found: Vec<Arc<RealDir>> = Vec::new();
-        let mut top: Option<Stat> = None;
-        for (at, parent) in parents.iter().enumerate() {
-            let rest = parents.get(at + 1..).unwrap_or_default();
-            let stat = match self.probe(parent, name, !rest.is_empty())? {
-                Probe::Absent => continue,
+        match self.first_in_lowers(parents, name)? {
+            Some(first) if first.stat.is_dir() || !dirs_only => self.all_in_lowers(first, name),
+            _ => Ok(InLowers::Absent),
+        }
+    }
+
+    /// The topmost object of a name in a stack of lower directories.
+    pub(super) fn first_in_lowers<'p>(&self, parents: &'p [Arc<RealDir>], name: &Name) -> Result<Option<First<'p>>> {
+        let mut left = parents;
+        while let Some((parent, below)) = left.split_first() {
+            match self.probe(parent, name, !below.is_empty())? {
+                Probe::Absent => left = below,
                 Probe::Whiteout => break,
-                Probe::Object(stat) => stat,
-            };
-            if !stat.is_dir() {
-                if top.is_none() && !dirs_only {
-                    return Ok(InLowers::Other(parent.clone(), stat));
-                }
-                break;
+                Probe::Object(stat) => return Ok(Some(First { parent, below, stat })),
             }
+        }
+        Ok(None)
+    }
+
+    /// What the topmost object of a name is, with what it merges with.
+    fn all_in_lowers(&self, first: First<'_>, name: &Name) -> Result<InLowers> {
+        let top = first.stat;
+        if !top.is_dir() {
+            return Ok(InLowers::Other(first.parent.clone(), top));
+        }
+        let mut found: Vec<Arc<RealDir>> = Vec::new();
+        let mut next = Some(first);
+        while let Some(First { parent, below, stat }) = next.take_if(|next| next.stat.is_dir()) {
             let dir = self.stack.child_dir(parent, name, &stat)?;
             found.push(dir.clone());
-            top = top.or(Some(stat));
             // A redirect may lead to a layer that has nothing at this place.
-            if rest.is_empty() && self.stack.is_lowest(dir.layer) {
+            if below.is_empty() && self.stack.is_lowest(dir.layer) {
                 break;
             }
             let marks = self.stack.dir_marks(&dir)?;
-            if marks.opaque || self.hides_below(parent, name, !rest.is_empty())? {
+            if marks.opaque || self.hides_below(parent, name, !below.is_empty())? {
                 break;
             }
             if let Some(redirect) = marks.redirect {
-                found.extend(self.follow(redirect, rest, dir.layer)?);
+                found.extend(self.follow(redirect, below, dir.layer)?);
                 break;
             }
+            next = self.first_in_lowers(below, name)?;
         }
-        Ok(match top {
-            Some(stat) => InLowers::Dirs(found, stat),
-            None => InLowers::Absent,
-        })
+        Ok(InLowers::Dirs(found, top))
     }
 
     /// The directories that a redirect in a lower layer merges with, below it.

@@ -308,7 +308,7 @@ impl Union {
 
     /// Gives an entry the type and number that a lookup would tell. What can't be looked up is listed all the same.
     fn resolve_entry(&self, view: &DirView, name: &Name, entry: &mut Entry) -> Result<()> {
-        let found = self.find_in_layers(view, name, None);
+        let found = self.find_in_layers(None, view, name, None);
         let layer = found.as_ref().ok().and_then(|f| f.as_ref()).map_or(LayerId::UPPER, Found::layer);
         let (own, lasting) = match found {
             Ok(Some(Found::Dir(dir))) => {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use parking_lot::RwLockWriteGuard;
 
 use crate::error::{Errno, Result};
-use crate::layer::UpperDir;
+use crate::layer::LayerId;
 use crate::layer::stage::Over;
 use crate::name::Name;
 use crate::sys;
 use crate::union::hard_links::Losing;
 use crate::union::inode::{DirNode, DirView, Inode, Node};
-use crate::union::lookup::{Held, InLowers};
+use crate::union::lookup::Held;
 use crate::union::stats::Op;
 use crate::union::{FileKind, Union};
 
@@ -31,14 +31,10 @@ impl Union {
         self.ensure_upper_dir(&dir)?;
         let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         let _names = node.names.write();
-        if !held.has_link(&dir, name) {
-            return Err(Errno::ENOENT);
-        }
-        let view = node.view();
-        let real = view.upper.clone().ok_or(Errno::ENOENT)?;
+        let layer = held.layer_at(&dir, name).ok_or(Errno::ENOENT)?;
         self.pin_if_last(&held, &dir, name)?;
         let before = self.before_losing(&held)?;
-        self.remove_from_upper(&view, &real, name, false)?;
+        self.remove_from_upper(&node.view(), name, layer, false)?;
         self.lost_name(&held, &dir, name, before);
         Ok(())
     }
@@ -53,44 +49,40 @@ impl Union {
         let dir = self.dir(parent)?;
         let held = self.hold(&dir, name)?.ok_or(Errno::ENOENT)?;
         let victim = held.as_dir().ok_or(Errno::ENOTDIR)?;
-        if !self.is_empty(&held)? {
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        // Nothing comes up for a removal that fails; what counts is the second look.
+        if node.view().upper.is_none() && !self.is_empty(&held)? {
             return Err(Errno::ENOTEMPTY);
         }
         self.ensure_upper_dir(&dir)?;
-        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         // A directory's own copy-up publishes in its parent: nobody may be about to while it goes.
         let _one = held.copy_up.lock();
         let _names = lock_two((dir.number, node), (held.number, victim));
-        if !held.has_link(&dir, name) {
-            return Err(Errno::ENOENT);
-        }
+        let layer = held.layer_at(&dir, name).ok_or(Errno::ENOENT)?;
         if !self.is_empty(&held)? {
             return Err(Errno::ENOTEMPTY);
         }
-        let view = node.view();
-        let real = view.upper.clone().ok_or(Errno::ENOENT)?;
         let mut last = self.attr_of(&held)?;
         self.table.remove_keys(&held);
-        self.remove_from_upper(&view, &real, name, true).inspect_err(|_| self.table.add_keys(&held))?;
+        self.remove_from_upper(&node.view(), name, layer, true).inspect_err(|_| self.table.add_keys(&held))?;
         last.nlink = 0;
         self.dir_removed(&held, last);
         self.name_changed(&dir, name, None);
         Ok(())
     }
 
-    /// Takes a name away in upper, leaving a whiteout if the lowers have it too.
-    pub(super) fn remove_from_upper(&self, view: &DirView, real: &UpperDir, name: &Name, is_dir: bool) -> Result<()> {
+    /// Takes a name, which the layer `shown` shows, away in upper, leaving a whiteout if the lowers have it too.
+    fn remove_from_upper(&self, view: &DirView, name: &Name, shown: LayerId, is_dir: bool) -> Result<()> {
         let upper = self.stack.upper()?;
-        let fd = self.stack.open_upper(real)?;
-        let in_upper = self.stack.stat_at(real, name)?.is_some();
-        let lower = self.find_in_lowers(&view.lowers, name, false)?;
-        if let (false, InLowers::Other(_, stat) | InLowers::Dirs(_, stat)) = (in_upper, &lower)
-            && stat.is_protected()
-        {
+        let fd = self.stack.open_upper(view.upper.as_ref().ok_or(Errno::ENOENT)?)?;
+        let in_upper = shown.is_upper();
+        // The layers above do not have it.
+        let from = view.lowers.iter().position(|lower| lower.layer >= shown).unwrap_or(view.lowers.len());
+        let lower = self.first_in_lowers(view.lowers.get(from..).unwrap_or_default(), name)?;
+        if !in_upper && lower.as_ref().is_some_and(|lower| lower.stat.is_protected()) {
             return Err(Errno::EPERM);
         }
-        let below = !matches!(lower, InLowers::Absent);
-        match (in_upper, below) {
+        match (in_upper, lower.is_some()) {
             (true, true) => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
             (false, true) => upper.whiteout(&fd, name, Over::Nothing),
             (true, false) if is_dir => upper.rmdir(&fd, name),
