@@ -1,14 +1,20 @@
 //! Who is compared, and how each is mounted on a fresh upper.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use crate::layers::Layers;
+use crate::tools::{in_path, run};
+
+/// How long a daemon that has lost its mount may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One way to mount the layers.
 #[derive(Debug)]
@@ -16,15 +22,53 @@ pub struct Contestant {
     /// What the table calls it.
     pub name: String,
     options: &'static str,
-    /// The layerfs binary; the kernel's overlay without one.
-    binary: Option<PathBuf>,
+    program: Program,
+}
+
+/// What mounts.
+#[derive(Clone, Debug)]
+enum Program {
+    /// mount(8), for the kernel's overlay.
+    Kernel,
+    FuseOverlayfs(PathBuf),
+    Layerfs(PathBuf),
 }
 
 /// The kernel's overlay; the first is what all others are compared with.
-pub fn kernel() -> Vec<Contestant> {
-    let ways =
-        [("kernel", ""), ("kernel volatile", "volatile"), ("kernel metacopy", "metacopy=on,redirect_dir=on,index=on")];
-    ways.map(|(name, options)| Contestant { name: name.to_owned(), options, binary: None }).into()
+pub fn kernel(rootless: bool) -> Vec<Contestant> {
+    // A user namespace has no trusted.*, and what needs redirects or an index is refused there.
+    let ways: &[_] = match rootless {
+        true => &[("kernel", "userxattr"), ("kernel volatile", "userxattr,volatile")],
+        false => &[
+            ("kernel", ""),
+            ("kernel volatile", "volatile"),
+            ("kernel metacopy", "metacopy=on,redirect_dir=on,index=on"),
+        ],
+    };
+    let contestant = |&(name, options): &(&str, _)| Contestant { name: name.into(), options, program: Program::Kernel };
+    ways.iter().map(contestant).collect()
+}
+
+/// The builds of fuse-overlayfs that FUSE_OVERLAYFS names, with a colon between them, or the one that is installed.
+pub fn fuse_overlayfs() -> Vec<Contestant> {
+    let binaries: Vec<PathBuf> = match std::env::var_os("FUSE_OVERLAYFS") {
+        Some(named) => std::env::split_paths(&named).collect(),
+        None => in_path("fuse-overlayfs").into_iter().collect(),
+    };
+    let contestant = |binary: PathBuf| {
+        let output = Command::new(&binary).arg("--version").output();
+        let said = output.map(|output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+        let version = said.ok().as_deref().and_then(version_of).unwrap_or_default();
+        let name = format!("fuse-overlayfs {version}").trim_end().to_owned();
+        Contestant { name, options: "", program: Program::FuseOverlayfs(binary) }
+    };
+    binaries.into_iter().map(contestant).collect()
+}
+
+/// The version of fuse-overlayfs in what it says about itself, which is not all about itself.
+fn version_of(said: &str) -> Option<String> {
+    let line = said.lines().find(|line| line.starts_with("fuse-overlayfs"))?;
+    line.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).map(str::to_owned)
 }
 
 /// The ways in which a layerfs binary can mount.
@@ -37,24 +81,29 @@ pub fn layerfs(binary: &Path, name: &str) -> anyhow::Result<Vec<Contestant>> {
         let (option, _) = options.split_once('=').unwrap_or((options, ""));
         String::from_utf8_lossy(&help).contains(&format!("--{option}"))
     };
+    let program = Program::Layerfs(binary.to_owned());
     let contestant =
-        |(suffix, options)| Contestant { name: format!("{name}{suffix}"), options, binary: Some(binary.to_owned()) };
+        |(suffix, options)| Contestant { name: format!("{name}{suffix}"), options, program: program.clone() };
     Ok(ways.into_iter().filter(|(_, options)| known(options)).map(contestant).collect())
 }
 
 impl Contestant {
-    /// Mounts the layers under an empty upper.
-    pub fn mount(&self, layers: &Layers) -> anyhow::Result<Mount> {
-        let place = layers.place.join("run");
+    /// Whether it is one of ours: it may not fail.
+    pub fn is_layerfs(&self) -> bool {
+        matches!(self.program, Program::Layerfs(_))
+    }
+
+    /// Mounts lowers under an empty upper, in a directory that is the mount's alone.
+    pub fn mount(&self, place: &Path, lowers: &[PathBuf]) -> anyhow::Result<Mount> {
         if place.exists() {
-            fs::remove_dir_all(&place)?;
+            fs::remove_dir_all(place)?;
         }
         for name in ["upper", "work", "mount"] {
             fs::create_dir_all(place.join(name))?;
         }
         let point = place.join("mount");
         let mut options = OsString::from("lowerdir=");
-        let lowers: Vec<_> = layers.lowers.iter().map(|lower| lower.as_os_str()).collect();
+        let lowers: Vec<_> = lowers.iter().map(|lower| lower.as_os_str()).collect();
         options.push(lowers.join(":".as_ref()));
         for (name, dir) in [("upperdir", "upper"), ("workdir", "work")] {
             options.push(format!(",{name}="));
@@ -63,48 +112,73 @@ impl Contestant {
         if !self.options.is_empty() {
             options.push(format!(",{}", self.options));
         }
-        match &self.binary {
-            None => mount(Some("overlay"), &point, Some("overlay"), MsFlags::MS_NOATIME, Some(options.as_os_str()))?,
-            Some(binary) => run(Command::new(binary).args(["mount", "-o"]).arg(options).arg(&point))?,
-        }
-        Ok(Mount { place, point, binary: self.binary.clone() })
+        let mut command = match &self.program {
+            Program::Kernel => Command::new("mount"),
+            Program::FuseOverlayfs(binary) | Program::Layerfs(binary) => Command::new(binary),
+        };
+        match &self.program {
+            Program::Kernel => command.args(["-t", "overlay", "overlay", "-o"]),
+            Program::FuseOverlayfs(_) => command.arg("-o"),
+            Program::Layerfs(_) => command.args(["mount", "-o"]),
+        };
+        command.arg(options).arg(&point);
+        let start = Instant::now();
+        run(&mut command)?;
+        Ok(Mount { took: start.elapsed(), place: place.to_owned(), point })
     }
 }
 
 /// A mount that is being measured.
 #[derive(Debug)]
 pub struct Mount {
+    /// How long it took until it could be used.
+    pub took: Duration,
+    /// Where it is.
+    pub point: PathBuf,
     place: PathBuf,
-    point: PathBuf,
-    binary: Option<PathBuf>,
 }
 
 impl Mount {
-    /// A path of the layers as it is seen in the mount.
-    pub fn at(&self, path: &Path) -> PathBuf {
-        self.point.join(path)
-    }
-
-    /// Waits until what was written before has reached the disk, so that nobody pays for the one before.
-    pub fn settle(&self) -> anyhow::Result<()> {
-        Ok(nix::unistd::syncfs(File::open(&self.place)?)?)
-    }
-
-    /// Unmounts; the daemon, if there is one, has ended then. Upper is removed.
-    pub fn end(self) -> anyhow::Result<()> {
-        match &self.binary {
-            None => umount2(&self.point, MntFlags::empty())?,
-            Some(binary) => run(Command::new(binary).arg("umount").arg(&self.point))?,
+    /// Unmounts. The daemon, if there is one, has ended then. Upper is removed.
+    pub fn end(&self) -> anyhow::Result<()> {
+        let unmounted = umount2(&self.point, MntFlags::empty());
+        if unmounted.is_err() {
+            // The next one needs the place.
+            umount2(&self.point, MntFlags::MNT_DETACH)?;
         }
-        fs::remove_dir_all(&self.place)?;
-        Ok(())
+        unmounted.context("it can't be unmounted")?;
+        wait_for_daemons()?;
+        Ok(fs::remove_dir_all(&self.place)?)
     }
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.output()?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+/// Daemons become children of this process when those that started them have ended.
+pub fn adopt_daemons() -> anyhow::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Waits until no child is left.
+fn wait_for_daemons() -> anyhow::Result<()> {
+    let start = Instant::now();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => return Ok(()),
+            Ok(WaitStatus::StillAlive) if start.elapsed() > PATIENCE => bail!("its daemon does not end"),
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_of;
+
+    #[test]
+    fn version_among_those_of_libraries() {
+        let said = "fusermount3 version: 3.14.0\nfuse-overlayfs: version 1.10\nFUSE library version 3.14.0\n";
+        assert_eq!(version_of(said).as_deref(), Some("1.10"));
+        assert_eq!(version_of("fuse-overlayfs 2.0.0\n").as_deref(), Some("2.0.0"));
+    }
 }

@@ -1,100 +1,121 @@
-//! What is measured: a table of workloads, each an operation that is done to lower files.
+//! What is measured: a table of workloads.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+mod change;
+mod copy_up;
+mod look;
+mod programs;
+
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::layers::Files;
+use crate::ground::Stage;
+use crate::layers;
+use crate::report::median;
+use crate::scale::Scale;
 
 /// One row of the table.
 #[derive(Debug)]
 pub struct Workload {
     /// What the table calls it.
-    pub name: &'static str,
-    /// The files that the operation is done to, once each.
-    pub files: Files,
-    /// What is known and in upper before the measurement.
-    pub before: Before,
-    /// The operation.
-    pub operation: fn(&Path) -> io::Result<()>,
-    /// The time of all operations together counts, not that of one.
-    pub in_total: bool,
+    pub name: String,
+    /// What it belongs to.
+    pub group: Group,
+    /// The programs that it runs.
+    pub needs: &'static [&'static str],
+    /// Does it in a fresh mount.
+    pub measure: Measure,
 }
 
-/// What a workload finds when it starts.
+/// Returns the time of one operation, or of all where the name says so.
+pub type Measure = fn(&mut Stage) -> anyhow::Result<Duration>;
+
+/// What belongs together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Before {
-    /// A fresh mount.
-    Nothing,
-    /// The files were looked at before, and their directories are in upper.
-    Known,
+pub enum Group {
+    /// Nothing changes.
+    Look,
+    /// Files of upper, and names.
+    Change,
+    /// Lower files.
+    CopyUp,
+    /// Whole programs, on a tree of sources.
+    Programs,
 }
 
-/// The files of a workload that measures one operation.
-const SMALL: Files = Files::Small { directories: 10, each: 20 };
+impl Group {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 4] = [Self::Look, Self::Change, Self::CopyUp, Self::Programs];
 
-/// All workloads, in the order in which they run and are shown.
-pub fn all() -> Vec<Workload> {
-    let one = |name, before, operation| Workload { name, files: SMALL, before, operation, in_total: false };
-    vec![
-        one("copy-up of a small file, 1 byte written", Before::Known, write_byte),
-        one("the same, its directory and name never seen before", Before::Nothing, write_byte),
-        one("the same, with fsync", Before::Known, write_byte_and_sync),
-        one("copy-up by chmod", Before::Known, |file| fs::set_permissions(file, Permissions::from_mode(0o600))),
-        one("copy-up by chown", Before::Known, |file| chown(file, Some(1000), Some(1000))),
-        one("unlink of a lower file", Before::Known, |file| fs::remove_file(file)),
-        one("rename of a lower file", Before::Known, |file| fs::rename(file, file.with_extension("new"))),
-        Workload {
-            name: "1,000 small files, 1 byte written to each, in 100 directories",
-            files: Files::Small { directories: 100, each: 10 },
-            before: Before::Nothing,
-            operation: write_byte,
-            in_total: true,
-        },
-        Workload {
-            name: "copy-up of 256 MiB, 4 KiB written",
-            files: Files::Large,
-            before: Before::Known,
-            operation: write_block,
-            in_total: true,
-        },
-    ]
-}
-
-impl Workload {
-    /// Makes things as the workload wants to find them.
-    pub fn prepare(&self, files: &[PathBuf]) -> io::Result<()> {
-        if self.before == Before::Nothing {
-            return Ok(());
+    /// What it is called.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Look => "looking and reading",
+            Self::Change => "changing",
+            Self::CopyUp => "copying up",
+            Self::Programs => "whole programs",
         }
-        let mut last = None;
-        for file in files {
-            let directory = file.parent();
-            if last != directory {
-                last = directory;
-                if let Some(directory) = directory {
-                    let made = directory.join("made");
-                    File::create(&made)?;
-                    fs::remove_file(made)?;
-                }
-            }
-            file.symlink_metadata()?;
-        }
-        Ok(())
     }
 }
 
-fn write_byte(file: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).open(file)?.write_all_at(b"x", 0)
+/// All workloads, in the order in which they run and are shown.
+pub fn all(scale: &Scale) -> Vec<Workload> {
+    let groups = [look::all(scale), change::all(), copy_up::all(scale), programs::all(scale)];
+    groups.into_iter().flatten().collect()
 }
 
-fn write_byte_and_sync(file: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(file)?;
-    file.write_all_at(b"x", 0)?;
-    file.sync_all()
+/// A row that needs no program.
+fn row(group: Group, name: impl Into<String>, measure: Measure) -> Workload {
+    Workload { name: name.into(), group, needs: &[], measure }
 }
 
-fn write_block(file: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).open(file)?.write_all_at(&[b'x'; 4096], 0)
+/// The lower files of a workload that measures one operation.
+fn sample(stage: &Stage) -> Vec<PathBuf> {
+    stage.at(layers::files(stage.ground.scale.sample, 20))
+}
+
+/// The time of everything.
+fn total(operation: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    operation()?;
+    Ok(start.elapsed())
+}
+
+/// The median time of an operation that is done to each of these once.
+fn each(files: &[PathBuf], operation: impl Fn(&Path) -> io::Result<()>) -> anyhow::Result<Duration> {
+    let mut times = Vec::with_capacity(files.len());
+    for file in files {
+        let start = Instant::now();
+        operation(file)?;
+        times.push(start.elapsed());
+    }
+    Ok(median(&times))
+}
+
+/// The time of an operation that was done to these files before. It may be too short for the clock: in each of several
+/// passes the mean counts, and of these the median.
+fn again(stage: &Stage, files: &[PathBuf], operation: impl Fn(&Path) -> io::Result<()>) -> anyhow::Result<Duration> {
+    files.iter().try_for_each(|file| operation(file))?;
+    let pass = || total(|| Ok(files.iter().try_for_each(|file| operation(file))?));
+    let times = (0..stage.ground.scale.passes).map(|_| pass()).collect::<Result<Vec<_>, _>>()?;
+    Ok(median(&times) / files.len() as u32)
+}
+
+/// Looks at each file, and brings their directories into upper.
+fn make_known(files: &[PathBuf]) -> io::Result<()> {
+    let mut last = None;
+    for file in files {
+        let directory = file.parent();
+        if last != directory {
+            last = directory;
+            if let Some(directory) = directory {
+                let made = directory.join("made");
+                File::create(&made)?;
+                fs::remove_file(made)?;
+            }
+        }
+        file.symlink_metadata()?;
+    }
+    Ok(())
 }
