@@ -17,7 +17,7 @@ const MARGIN: f64 = 50.0;
 /// One for each mount but the first. They can be told apart on white and on black.
 const COLOURS: [&str; 8] = ["#8c8c8c", "#b07aa1", "#e15759", "#f28e2b", "#4e79a7", "#59a14f", "#76b7b2", "#9c755f"];
 
-const STYLE: &str = "text { font: 13px sans-serif; fill: #1f2328 } .group { font-weight: bold } \
+const STYLE: &str = "text { font: 13px system-ui, sans-serif; fill: #1f2328 } .group { font-weight: bold } \
     .number { font-size: 9px } .axis { stroke: #d1d9e0 } .one { stroke: #1f2328 } \
     @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .axis { stroke: #3d444d } .one { stroke: #e6edf3 } }";
 
@@ -86,8 +86,10 @@ impl Chart {
     }
 
     fn legend(&mut self, report: &Report) {
-        let title =
-            format!("Time as a multiple of {}: shorter is faster, left of 1 is faster than it", report.mounts[0]);
+        let title = format!(
+            "Time as a multiple of that of: {}. A bar to the left is faster, one to the right slower.",
+            report.mounts[0]
+        );
         self.text(0.0, "group", &title);
         self.y += LINE;
         let mut x = 0.0;

@@ -162,19 +162,17 @@ fn contestants(args: &Args, binary: &Path) -> anyhow::Result<Vec<Contestant>> {
 
 /// Those that can be mounted here.
 fn mountable(mut all: Vec<Contestant>, ground: &Ground) -> anyhow::Result<Vec<Contestant>> {
-    let mut is_missing_ours = None;
-    all.retain(|contestant| match ground.try_mount(contestant) {
-        Ok(()) => true,
-        Err(error) => {
+    let has_layerfs = |all: &[Contestant]| all.iter().any(Contestant::is_layerfs);
+    let wants_layerfs = has_layerfs(&all);
+    all.retain(|contestant| {
+        let tried = ground.try_mount(contestant);
+        if let Err(error) = &tried {
             say(&format!("left out: {} can't be mounted: {error:#}", contestant.name));
-            if contestant.is_layerfs() {
-                is_missing_ours = Some(contestant.name.clone());
-            }
-            false
         }
+        tried.is_ok()
     });
-    if let Some(name) = is_missing_ours {
-        bail!("{name} can't be mounted");
+    if all.is_empty() || wants_layerfs && !has_layerfs(&all) {
+        bail!("there is nothing to compare");
     }
     Ok(all)
 }

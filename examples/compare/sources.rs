@@ -42,7 +42,7 @@ pub fn make(place: &Path, scale: &Scale, tools: &Tools) -> anyhow::Result<Vec<Pa
     fs::write(tree.join(".gitignore"), format!("__pycache__\n{DATABASE}\n"))?;
     if tools.has("git") {
         for arguments in [
-            &["init", "--quiet", "--initial-branch=main"][..],
+            &["init", "--quiet"][..],
             &["add", "--all"],
             &["-c", "user.name=compare", "-c", "user.email=compare@localhost", "commit", "--quiet", "--message=all"],
         ] {

@@ -65,6 +65,9 @@ pub fn program(name: impl AsRef<OsStr>, directory: &Path) -> Command {
     let mut command = Command::new(name);
     command.current_dir(directory).stdin(Stdio::null());
     command.env("LC_ALL", "C").env("HOME", "/nonexistent").env("GIT_CONFIG_NOSYSTEM", "1");
+    for variable in ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "PYTHONSAFEPATH", "XDG_CONFIG_HOME"] {
+        command.env_remove(variable);
+    }
     command
 }
 
