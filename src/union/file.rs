@@ -281,14 +281,19 @@ impl Union {
     /// The real file behind an inode, for reading.
     pub(super) fn readable_file(&self, inode: &Inode) -> Result<OpenFile> {
         let Node::Other(file) = &inode.node else { return Err(Errno::EISDIR) };
-        // A copy-up in between makes another object of it: then the next round opens that.
+        let keys = || {
+            let file = file.read();
+            (file.key, file.data_key())
+        };
+        // A copy-up in between makes another object of it, perhaps with its data where it was: then the next round opens that.
         for _ in 0..16 {
-            let key = file.read().data_key();
+            let before = keys();
+            let key = before.1;
             if let Some(open) = self.files.get(inode.id, key) {
                 return Ok(open);
             }
             match self.open_for_reading(inode, key) {
-                Err(Errno::ESTALE | Errno::ENOENT) if file.read().data_key() != key => {}
+                Err(Errno::ESTALE | Errno::ENOENT) if keys() != before => {}
                 opened => {
                     let opened = opened?;
                     self.files.put(inode.id, key, opened.clone());
