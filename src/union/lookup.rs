@@ -84,13 +84,12 @@ pub(super) enum InLowers {
 type Last<'p> = (Vec<Arc<RealDir>>, &'p Name);
 
 /// The topmost object of a name in a stack of lower directories.
-pub(super) struct First<'p> {
+struct First<'p> {
     /// The directory that it is in.
     parent: &'p Arc<RealDir>,
     /// Those below.
     below: &'p [Arc<RealDir>],
-    /// Its status.
-    pub stat: Stat,
+    stat: Stat,
 }
 
 /// What one layer makes of a name.
@@ -241,7 +240,12 @@ impl Union {
         let parents: Vec<_> = view.lowers.iter().filter(|l| !skip(l.layer)).cloned().collect();
         let below = match &redirect {
             None if upper_dir.is_none() => match self.first_in_lowers(&parents, name)? {
-                None => InLowers::Absent,
+                None => {
+                    if let (Some(dir), None) = (dir, from) {
+                        self.cache.put_not_below(dir.id, name);
+                    }
+                    InLowers::Absent
+                }
                 Some(first) => match known(first.parent.layer, &first.stat) {
                     None => self.all_in_lowers(first, name)?,
                     found => return Ok(found),
@@ -375,7 +379,7 @@ impl Union {
     }
 
     /// The topmost object of a name in a stack of lower directories.
-    pub(super) fn first_in_lowers<'p>(&self, parents: &'p [Arc<RealDir>], name: &Name) -> Result<Option<First<'p>>> {
+    fn first_in_lowers<'p>(&self, parents: &'p [Arc<RealDir>], name: &Name) -> Result<Option<First<'p>>> {
         let mut left = parents;
         while let Some((parent, below)) = left.split_first() {
             match self.probe(parent, name, !below.is_empty())? {
@@ -385,6 +389,18 @@ impl Union {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the lowers of a directory, whose layers are `view`, show anything of a name; remembers if they don't.
+    pub(super) fn is_below(&self, dir: &Inode, view: &DirView, name: &Name) -> Result<bool> {
+        if self.cache.is_not_below(dir.id, name) {
+            return Ok(false);
+        }
+        let is_below = self.first_in_lowers(&view.lowers, name)?.is_some();
+        if !is_below {
+            self.cache.put_not_below(dir.id, name);
+        }
+        Ok(is_below)
     }
 
     /// What the topmost object of a name is, with what it merges with.

@@ -10,7 +10,7 @@ use crate::layer::stage::Over;
 use crate::name::Name;
 use crate::sys;
 use crate::union::hard_links::Losing;
-use crate::union::inode::{DirNode, DirView, Inode, Node};
+use crate::union::inode::{DirNode, Inode, Node};
 use crate::union::lookup::Held;
 use crate::union::stats::Op;
 use crate::union::{FileKind, Union};
@@ -34,7 +34,7 @@ impl Union {
         let layer = held.layer_at(&dir, name).ok_or(Errno::ENOENT)?;
         self.pin_if_last(&held, &dir, name)?;
         let before = self.before_losing(&held)?;
-        self.remove_from_upper(&node.view(), name, layer, false)?;
+        self.remove_from_upper(&dir, name, layer, false)?;
         self.lost_name(&held, &dir, name, before);
         Ok(())
     }
@@ -64,7 +64,7 @@ impl Union {
         }
         let mut last = self.attr_of(&held)?;
         self.table.remove_keys(&held);
-        self.remove_from_upper(&node.view(), name, layer, true).inspect_err(|_| self.table.add_keys(&held))?;
+        self.remove_from_upper(&dir, name, layer, true).inspect_err(|_| self.table.add_keys(&held))?;
         last.nlink = 0;
         self.dir_removed(&held, last);
         self.name_changed(&dir, name, None);
@@ -72,22 +72,19 @@ impl Union {
     }
 
     /// Takes a name, which the layer `shown` shows, away in upper, leaving a whiteout if the lowers have it too.
-    fn remove_from_upper(&self, view: &DirView, name: &Name, shown: LayerId, is_dir: bool) -> Result<()> {
+    fn remove_from_upper(&self, dir: &Inode, name: &Name, shown: LayerId, is_dir: bool) -> Result<()> {
+        let view = dir.as_dir().ok_or(Errno::ENOTDIR)?.view();
         let upper = self.stack.upper()?;
         let fd = self.stack.open_upper(view.upper.as_ref().ok_or(Errno::ENOENT)?)?;
-        let in_upper = shown.is_upper();
-        // The layers above do not have it.
-        let from = view.lowers.iter().position(|lower| lower.layer >= shown).unwrap_or(view.lowers.len());
-        let lower = self.first_in_lowers(view.lowers.get(from..).unwrap_or_default(), name)?;
-        if !in_upper && lower.as_ref().is_some_and(|lower| lower.stat.is_protected()) {
-            return Err(Errno::EPERM);
+        if !shown.is_upper() {
+            let shows = view.lowers.iter().find(|lower| lower.layer == shown).ok_or(Errno::ENOENT)?;
+            let stat = self.stack.stat_at(shows, name)?.ok_or(Errno::ENOENT)?;
+            return if stat.is_protected() { Err(Errno::EPERM) } else { upper.whiteout(&fd, name, Over::Nothing) };
         }
-        match (in_upper, lower.is_some()) {
-            (true, true) => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
-            (false, true) => upper.whiteout(&fd, name, Over::Nothing),
-            (true, false) if is_dir => upper.rmdir(&fd, name),
-            (true, false) => upper.unlink(&fd, name),
-            (false, false) => Err(Errno::ENOENT),
+        match self.is_below(dir, &view, name)? {
+            true => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
+            false if is_dir => upper.rmdir(&fd, name),
+            false => upper.unlink(&fd, name),
         }
     }
 

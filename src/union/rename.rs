@@ -144,7 +144,7 @@ impl Union {
         }
         let view = node.view();
         let real = view.upper.clone().ok_or(Errno::ENOENT)?;
-        let below = self.first_in_lowers(&view.lowers, name)?.is_some() || self.stack.has_dot_whiteout(&real, name)?;
+        let below = self.is_below(dir, &view, name)? || self.stack.has_dot_whiteout(&real, name)?;
         Ok(Side { dir, name, view, real, below })
     }
 
