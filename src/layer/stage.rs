@@ -10,6 +10,7 @@ use nix::unistd::UnlinkatFlags;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Namespace;
+use crate::layer::real::ObjKey;
 use crate::layer::work;
 use crate::name::Name;
 use crate::sys;
@@ -216,8 +217,8 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
 }
 
 /// Gives a staged object the owner of another, and then what a change of owner would take away: its xattrs and its mode. Last the
-/// times. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits.
-pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+/// times. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits. Returns which object it is.
+pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<ObjKey> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
     if (own.uid, own.gid) != (st.uid, st.gid) {
@@ -234,5 +235,6 @@ pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, nam
     if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || acl) {
         sys::file::chmod_fd(to, mode)?;
     }
-    sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))
+    sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))?;
+    Ok(ObjKey::from(&own))
 }

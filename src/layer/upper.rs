@@ -351,8 +351,8 @@ impl Upper {
         self.copier.copy(from, st, to.as_fd())
     }
 
-    /// Copies xattrs, then owner, mode and times of a lower object onto a staged one.
-    pub fn copy_metadata(&self, from: Target<'_>, st: &Stat, to: &Staged<'_>) -> Result<()> {
+    /// Copies xattrs, then owner, mode and times of a lower object onto a staged one; returns which object that is.
+    pub fn copy_metadata(&self, from: Target<'_>, st: &Stat, to: &Staged<'_>) -> Result<ObjKey> {
         stage::copy_metadata(from, st, to.fd(), self.namespace)
     }
 

@@ -3,8 +3,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use nix::fcntl::OFlag;
-
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
@@ -35,6 +33,8 @@ pub(super) enum CopyUp {
 /// A copy in the making.
 struct StagedCopy<'a> {
     staged: Staged<'a>,
+    /// Which object the copy is.
+    key: ObjKey,
     /// The status of the lower object.
     stat: Stat,
     /// Where the data is, if the copy has none.
@@ -169,8 +169,8 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
-        let StagedCopy { staged, stat, data, noted } = self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
-        let key = ObjKey::from(&sys::file::stat(staged.fd())?);
+        let StagedCopy { staged, key, stat, data, noted } =
+            self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
         let mut staged = Some(staged);
         loop {
             let link = file.read().links.as_slice().first().cloned();
@@ -283,7 +283,7 @@ impl Union {
             }
         }
         self.files.remove(inode.id);
-        if inode.kind == FileKind::Regular && is_writable(object) {
+        if inode.kind == FileKind::Regular {
             self.files.put(inode.id, key, OpenFile::Write(object.clone()));
         }
     }
@@ -344,7 +344,7 @@ impl Union {
         } else if data.key != key {
             data_stat = self.stack.stat_at(&data.dir, &data.name)?.ok_or(Errno::ESTALE)?;
         }
-        upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
+        let copy_key = upper.copy_metadata(Target::Fd(lower.as_fd()), &stat, &staged)?;
         if copy == CopyUp::WithoutData && stat.size > 0 {
             // The name shows the truncated file from the moment of its publication.
             upper.set_times(&staged, TimeChange::Omit, TimeChange::Now)?;
@@ -364,12 +364,6 @@ impl Union {
             (FileKind::Symlink, _) => CopyUpKind::Symlink,
             _ => CopyUpKind::Special,
         });
-        Ok(StagedCopy { staged, stat, data: metadata_only.then_some(data), noted })
+        Ok(StagedCopy { staged, key: copy_key, stat, data: metadata_only.then_some(data), noted })
     }
-}
-
-/// Whether a descriptor can be written to: a staged regular file's can, unless it was opened by name only.
-fn is_writable(object: &UpperObject) -> bool {
-    nix::fcntl::fcntl(object, nix::fcntl::FcntlArg::F_GETFL)
-        .is_ok_and(|flags| OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR)
 }
