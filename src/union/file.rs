@@ -49,7 +49,7 @@ impl Union {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::EINTR) => {}
-                Err(_) if done > 0 => break,
+                // Less than asked for means the end of the file to the kernel, which would show zeros for the rest.
                 Err(e) => return Err(e),
             }
         }

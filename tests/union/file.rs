@@ -137,3 +137,22 @@ fn ranges_are_copied_between_and_within_files() {
     assert_eq!(copy(to.ino, 0, to.ino, 1, 5).unwrap_err(), Errno::EINVAL, "overlapping");
     assert!(layers.upper("from").symlink_metadata().is_err(), "reading from it brings nothing up");
 }
+
+/// To the kernel a short answer is the end of the file, and what it has asked for beyond that becomes zeros.
+#[cfg(debug_assertions)]
+#[test]
+fn a_read_that_fails_half_way_fails() {
+    use layerfs::sys::fault;
+    let layers = Layers::new(1);
+    layers.file(0, "f", "0123456789");
+    let view = layers.open();
+    let held = view.hold("f").unwrap();
+    let read = || view.union.read(held.ino, 0, &mut [0; 20]);
+    assert_eq!(read().unwrap(), 10);
+    // The first call reads all that there is, the second looks for more.
+    fault::arm(1, Errno::EIO, fault::Calls::One);
+    let failed = read();
+    assert!(fault::disarm());
+    assert_eq!(failed.unwrap_err(), Errno::EIO);
+    assert_eq!(read().unwrap(), 10);
+}
