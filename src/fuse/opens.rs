@@ -80,13 +80,14 @@ impl Opens {
     pub(super) fn release(&self, ino: u64, handle: FileHandle) -> bool {
         let mut files = self.0.lock();
         let Some(open) = files.get_mut(&ino) else { return false };
+        let one_less = |count: &mut u32| *count = count.saturating_sub(1);
         match handle {
-            PASSING => open.passing -= 1,
+            PASSING => one_less(&mut open.passing),
             WRITING => {
-                open.passing -= 1;
-                open.writing -= 1;
+                one_less(&mut open.passing);
+                one_less(&mut open.writing);
             }
-            _ => open.cached -= 1,
+            _ => one_less(&mut open.cached),
         }
         let written = handle == WRITING && open.writing == 0;
         let unregistered = if open.passing == 0 { open.backing.take() } else { None };
