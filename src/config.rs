@@ -13,7 +13,7 @@ use nix::mount::MsFlags;
 
 use crate::layer::StackSpec;
 use crate::sys::mount::MountOptions;
-use crate::union::{Durability, Options, Xino};
+use crate::union::{Durability, Io, Options, Xino};
 
 /// The source that /proc/mounts shows when none is given.
 const DEFAULT_SOURCE: &str = "layerfs";
@@ -293,8 +293,13 @@ impl Settings {
             Action::Timeout => self.union.timeout = Some(seconds(name, value)?),
             // What `auto` stands for: see docs/PERFORMANCE.md.
             Action::Io => {
-                let values = [("auto", false), ("cached", false), ("passthrough", true)];
-                self.union.passthrough = one_of(name, value, &values)?;
+                let values = [
+                    ("auto", Io::default()),
+                    ("writethrough", Io::WriteThrough),
+                    ("cached", Io::Cached),
+                    ("passthrough", Io::Passthrough),
+                ];
+                self.union.io = one_of(name, value, &values)?;
             }
             Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
             Action::Metacopy => self.metacopy = Some(one_of(name, value, &[("on", true), ("off", false)])?),

@@ -33,17 +33,22 @@ fn main() {
     common::main(vec![
         t!(killed_with_cached_writes).root().seconds(1200),
         t!(killed_with_writes_through).root().seconds(1200),
+        t!(killed_without_caches).root().seconds(1200),
         t!(killed_with_files_that_pass_through).root().seconds(1200),
         t!(killed_with_marks_of_users).root().seconds(1200),
     ]);
 }
 
 fn killed_with_cached_writes() {
-    rounds(&[], true);
+    rounds(&["--io", "cached"], true);
 }
 
 /// Without writeback also what was written to a file that is still open outlives the daemon.
 fn killed_with_writes_through() {
+    rounds(&[], false);
+}
+
+fn killed_without_caches() {
     rounds(&["--timeout", "0"], false);
 }
 
@@ -53,7 +58,7 @@ fn killed_with_files_that_pass_through() {
 
 /// The marks of symlinks are in the work directory.
 fn killed_with_marks_of_users() {
-    rounds(&["--userxattr"], true);
+    rounds(&["--userxattr"], false);
 }
 
 fn rounds(arguments: &[&str], cached: bool) {

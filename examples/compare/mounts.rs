@@ -75,8 +75,13 @@ fn version_of(said: &str) -> Option<String> {
 pub fn layerfs(binary: &Path, name: &str) -> anyhow::Result<Vec<Contestant>> {
     let help = Command::new(binary).args(["mount", "--help"]).output();
     let help = help.with_context(|| format!("{} can't be run", binary.display()))?.stdout;
-    let ways =
-        [("", ""), (" strict", "durability=strict"), (" volatile", "volatile"), (" passthrough", "io=passthrough")];
+    let ways = [
+        ("", ""),
+        (" strict", "durability=strict"),
+        (" volatile", "volatile"),
+        (" cached", "io=cached"),
+        (" passthrough", "io=passthrough"),
+    ];
     // A build from before an option existed is measured without it.
     let known = |options: &str| {
         let (option, _) = options.split_once('=').unwrap_or((options, ""));

@@ -61,9 +61,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<OsString>,
 
-    /// Who reads and writes file data: the kernel's cache and the daemon (cached), or the kernel alone where it may
-    /// (passthrough: needs root and Linux 6.9) [default: auto, which is cached]
-    #[arg(long, value_name = "auto|cached|passthrough")]
+    /// Who reads and writes file data: the kernel's cache, which passes each write on (writethrough) or gathers them (cached),
+    /// or the kernel alone where it may (passthrough: needs root and Linux 6.9) [default: auto, which is writethrough]
+    #[arg(long, value_name = "auto|writethrough|cached|passthrough")]
     io: Option<OsString>,
 
     /// How many threads answer requests [default: one for each core, 2 to 8]

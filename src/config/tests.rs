@@ -76,7 +76,7 @@ fn values_are_read() {
     .unwrap();
     assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
     assert_eq!(config.union.xino, Xino::On);
-    assert!(config.union.passthrough);
+    assert_eq!(config.union.io, Io::Passthrough);
     assert!(config.union.durability == Durability::Volatile && !config.union.redirect_dir && !config.union.acl);
     assert_eq!((config.threads, config.union.cache_entries), (3, 10));
     assert!(config.stack.userxattr && config.stack.trusted_lowers && config.mount.allow_other);
@@ -150,7 +150,7 @@ fn values_of_another_form_are_told() {
         ("timeout=-1", "number of seconds"),
         ("timeout=nan", "number of seconds"),
         ("timeout=1e300", "number of seconds"),
-        ("io=direct", "auto, cached, passthrough"),
+        ("io=direct", "auto, writethrough, cached, passthrough"),
         ("io", "needs a value"),
         ("threads=0", "from 1 to"),
         ("threads=99999999999999999999", "from 1 to"),

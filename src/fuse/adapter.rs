@@ -21,11 +21,12 @@ use crate::error::Errno;
 use crate::fuse::call::call;
 use crate::fuse::capabilities::{Granted, Mount, negotiate};
 use crate::fuse::convert;
+use crate::fuse::killpriv::LostCapabilities;
 use crate::fuse::no_passthrough;
 use crate::fuse::opens::{Opens, Way};
 use crate::fuse::seek::{Seek, Seeker};
 use crate::fuse::stale::Dropper;
-use crate::union::{Attr, Caller, SetAttr, Union};
+use crate::union::{Attr, Caller, Io, SetAttr, Union};
 
 /// "For good", as far as the kernel can count it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -33,9 +34,6 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const GENERATION: Generation = Generation(0);
 /// Where opens are not told apart.
 const NO_HANDLE: FileHandle = FileHandle(0);
-
-/// The node of a name that isn't there.
-const NO_NODE: u64 = 0;
 
 thread_local! {
     /// Each worker's buffer for reads.
@@ -52,6 +50,7 @@ pub(super) struct Adapter {
     seeker: Seeker,
     dropper: Dropper,
     opens: Opens,
+    lost_capabilities: LostCapabilities,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -69,6 +68,7 @@ impl Adapter {
             layers_change: timeout == Some(Duration::ZERO),
             granted: Granted::default(),
             opens: Opens::default(),
+            lost_capabilities: LostCapabilities::default(),
             notifier: notifier.clone(),
         })
     }
@@ -145,10 +145,10 @@ fn written(reply: ReplyWrite, result: std::result::Result<usize, FuseErrno>) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let passthrough = self.union.options().passthrough;
-        let mount = Mount { layers_change: self.layers_change, writable: self.union.is_writable(), passthrough };
+        let io = self.union.options().io;
+        let mount = Mount { layers_change: self.layers_change, writable: self.union.is_writable(), io };
         self.granted = negotiate(config, mount);
-        if passthrough && !self.granted.passthrough {
+        if io == Io::Passthrough && !self.granted.passthrough {
             return Err(no_passthrough(Errno::EOPNOTSUPP));
         }
         Ok(())
@@ -159,7 +159,7 @@ impl Filesystem for Adapter {
         match result {
             // A name that is known to be missing: the kernel need not ask again.
             Err(e) if e.code() == libc::ENOENT && !self.layers_change => {
-                reply.entry(&self.ttl, &absent(), GENERATION);
+                reply.entry(&self.ttl, &convert::absent(), GENERATION);
             }
             other => self.entry(reply, other),
         }
@@ -167,7 +167,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         match call("forget", || Ok(self.union.forget(ino.0, nlookup))) {
-            Ok(stale) if self.granted.writeback => {
+            Ok(stale) if !self.layers_change => {
                 stale.into_iter().for_each(|(dir, name)| self.dropper.drop_name(dir, name));
             }
             Ok(_) => {}
@@ -198,7 +198,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         // Under writeback the kernel tells its own ctime, with mtime or (for a chown to nobody) alone. It can't be set: a
-        // change sets it. Without writeback a write and that chown look the same, and the chown takes more off.
+        // change sets it. Without writeback both look the same, and so does what a write takes off a file with capabilities.
         let change = SetAttr {
             mode,
             uid,
@@ -206,8 +206,13 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
-            before_write: self.granted.writeback && ctime.is_none(),
+            before_write: false,
         };
+        let before_write = match self.granted.writeback {
+            true => ctime.is_none(),
+            false => change == SetAttr::default() && self.lost_capabilities.take(ino),
+        };
+        let change = SetAttr { before_write, ..change };
         self.attr(reply, call("setattr", || self.union.setattr(&convert::caller(req, 0), ino.0, &change)));
     }
 
@@ -459,7 +464,11 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, call("removexattr", || self.union.removexattr(ino.0, &convert::xattr_name(name)?)));
+        let result = call("removexattr", || self.union.removexattr(ino.0, &convert::xattr_name(name)?));
+        if result.is_ok() {
+            self.lost_capabilities.put(ino, name);
+        }
+        empty(reply, result);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -546,7 +555,7 @@ impl Filesystem for Adapter {
         if self.granted.writeback {
             self.seeker.leave(seek);
         } else {
-            seek.answer(&self.union);
+            self.seeker.answer_or_leave(seek, &self.union);
         }
     }
 
@@ -566,26 +575,5 @@ impl Filesystem for Adapter {
         let result =
             call("copy_file_range", || self.union.copy_file_range(ino_in.0, offset_in, ino_out.0, offset_out, len));
         written(reply, result);
-    }
-}
-
-/// What stands for "no such name": node 0, which the kernel remembers for as long as the answer says.
-fn absent() -> fuser::FileAttr {
-    fuser::FileAttr {
-        ino: INodeNo(NO_NODE),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
     }
 }

@@ -2,6 +2,8 @@
 
 use fuser::{InitFlags, KernelConfig};
 
+use crate::union::Io;
+
 /// When a capability is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum When {
@@ -13,10 +15,12 @@ enum When {
     NothingChanges,
     /// Only when layers may change underneath.
     LayersChange,
-    /// Only when all file data goes through the kernel's cache, and nobody but us changes the layers.
-    Cached,
+    /// Only when nobody but us changes the layers, and data comes from the kernel's cache.
+    NothingToOpen,
     /// Only when every opening of a file is asked for.
     OpensAreAsked,
+    /// Only when nobody but us changes the layers, and writes are to be gathered.
+    WritesAreKept,
     /// Only when the kernel is to read and write files by itself.
     Passthrough,
 }
@@ -28,21 +32,22 @@ pub(super) struct Mount {
     pub layers_change: bool,
     /// There is an upper.
     pub writable: bool,
-    /// The kernel is to read and write files by itself where it may.
-    pub passthrough: bool,
+    /// Who is to read and write file data.
+    pub io: Io,
 }
 
 impl Mount {
     fn wants(self, when: When) -> bool {
-        let cached = !self.layers_change && !self.passthrough;
+        let opens_are_asked = self.layers_change || self.io == Io::Passthrough;
         match when {
             When::Always => true,
             When::LayersAreOurs => !self.layers_change,
             When::NothingChanges => !self.layers_change && !self.writable,
             When::LayersChange => self.layers_change,
-            When::Cached => cached,
-            When::OpensAreAsked => !cached,
-            When::Passthrough => self.passthrough,
+            When::NothingToOpen => !opens_are_asked,
+            When::OpensAreAsked => opens_are_asked,
+            When::WritesAreKept => !self.layers_change && self.io == Io::Cached,
+            When::Passthrough => self.io == Io::Passthrough,
         }
     }
 }
@@ -64,12 +69,12 @@ const WANTED: &[(InitFlags, When)] = &[
     // No GETXATTR before each write; we clear set-id bits and capabilities.
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, When::Always),
     // No OPEN, RELEASE: there are no handles, and pages are kept.
-    (InitFlags::FUSE_NO_OPEN_SUPPORT, When::Cached),
+    (InitFlags::FUSE_NO_OPEN_SUPPORT, When::NothingToOpen),
     // No OPENDIR, RELEASEDIR where no directory ever changes; elsewhere see `Union::opendir`.
     (InitFlags::FUSE_NO_OPENDIR_SUPPORT, When::NothingChanges),
     (InitFlags::FUSE_CACHE_SYMLINKS, When::LayersAreOurs),
     // Small writes are gathered in the page cache.
-    (InitFlags::FUSE_WRITEBACK_CACHE, When::Cached),
+    (InitFlags::FUSE_WRITEBACK_CACHE, When::WritesAreKept),
     // An OPEN says that it truncates, so that nothing is copied up first. Under NO_OPEN truncation has to be a SETATTR.
     (InitFlags::FUSE_ATOMIC_O_TRUNC, When::OpensAreAsked),
     // A changed size or time drops cached pages.

@@ -12,6 +12,7 @@ mod adapter;
 mod call;
 mod capabilities;
 mod convert;
+mod killpriv;
 mod opens;
 mod seek;
 mod stale;
@@ -24,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::sys;
-use crate::union::Union;
+use crate::union::{Io, Union};
 use adapter::Adapter;
 
 /// How a mount is served.
@@ -52,7 +53,7 @@ impl Server {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
         let notifier = Arc::new(OnceLock::new());
-        let passthrough = union.options().passthrough.then(|| dev_fuse.try_clone()).transpose()?;
+        let passthrough = (union.options().io == Io::Passthrough).then(|| dev_fuse.try_clone()).transpose()?;
         let adapter = Adapter::new(union, options.timeout, &notifier)?;
         // Who may do what is the kernel's to decide (default_permissions, allow_other), not the session's.
         let session = fuser::Session::from_fd(adapter, dev_fuse, fuser::SessionACL::All, config)?;
@@ -74,5 +75,5 @@ impl Server {
 }
 
 fn no_passthrough(refused: nix::errno::Errno) -> io::Error {
-    io::Error::other(format!("io=passthrough needs root and Linux 6.9 ({refused}); leave it out, or say io=cached"))
+    io::Error::other(format!("io=passthrough needs root and Linux 6.9 ({refused}); leave it out"))
 }

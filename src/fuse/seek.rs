@@ -1,8 +1,9 @@
-//! lseek(2) for data and holes beside the kernel's writeback cache.
+//! lseek(2) for data and holes beside pages that are written in the kernel only.
 //!
-//! The kernel (seen on 6.18) asks for them without writing dirty pages back first: what was just written would be a hole, or
-//! past the end. So the file's pages are written back before it is answered, by a notification that has the kernel drop
-//! them. Those pages come as requests of their own, so nobody who takes requests may wait for them: a thread does.
+//! The kernel (seen on 6.18) asks for them without writing dirty pages back first: what was just written, under writeback or
+//! in a mapping, would be a hole, or past the end. So the file's pages are written back before it is answered, by a notification
+//! that has the kernel drop them. Those pages come as requests of their own, so nobody who takes requests may wait for them: a
+//! thread does.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use fuser::{INodeNo, Notifier, ReplyLseek};
 
+use crate::error::{Errno, Result};
 use crate::fuse::call::call;
 use crate::union::Union;
 
@@ -23,6 +25,21 @@ pub(super) struct Seek {
 }
 
 impl Seek {
+    /// Where it leads if that is so whatever a mapping has written: such pages fill holes, and never move the end.
+    fn without_holes(&self, union: &Union) -> Result<Option<i64>> {
+        let at = match union.lseek(self.ino.0, self.offset, self.whence) {
+            Ok(at) => at,
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let is_settled = match self.whence {
+            libc::SEEK_DATA => at == self.offset,
+            // Beyond the end there is not even a hole.
+            _ => matches!(union.lseek(self.ino.0, at, self.whence), Err(Errno::ENXIO)),
+        };
+        Ok(is_settled.then_some(at))
+    }
+
     /// Answers it from what the file is on disk now.
     pub(super) fn answer(self, union: &Union) {
         match call("lseek", || union.lseek(self.ino.0, self.offset, self.whence)) {
@@ -45,6 +62,15 @@ impl Seeker {
         let (sender, receiver) = channel();
         std::thread::Builder::new().name("seek".to_owned()).spawn(move || serve(&union, &notifier, &receiver))?;
         Ok(Self(sender))
+    }
+
+    /// Answers a request where writes pass through the cache: at once, if no mapping can change the answer.
+    pub(super) fn answer_or_leave(&self, seek: Seek, union: &Union) {
+        match call("lseek", || seek.without_holes(union)) {
+            Ok(Some(at)) => seek.reply.offset(at),
+            Ok(None) => self.leave(seek),
+            Err(e) => seek.reply.error(e),
+        }
     }
 
     /// Leaves a request to the thread.

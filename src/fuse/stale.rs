@@ -1,9 +1,9 @@
 //! Files that the kernel may know by a status from before their last change.
 //!
 //! It makes inodes from a listing, and if it has forgotten one since it asked for the listing, it makes it anew with the size and
-//! time of modification of then, which under writeback it takes for good (seen on 6.18). When it forgets a file that it then
-//! still knows, this may have happened: the file's names are dropped, so that it asks again. That takes the lock of their
-//! directory, which somebody may hold who waits for us: a thread of its own waits for it.
+//! time of modification of then, which under writeback it takes for good (seen on 6.18), and elsewhere as long as attributes last.
+//! When it forgets a file that it then still knows, this may have happened: the file's names are dropped, so that it asks again.
+//! That takes the lock of their directory, which somebody may hold who waits for us: a thread of its own waits for it.
 
 use std::ffi::OsStr;
 use std::io;

@@ -63,6 +63,18 @@ pub enum Xino {
     On,
 }
 
+/// Who reads and writes file data. The names are the option's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Io {
+    /// The kernel keeps what it has read or written, and passes each write on at once.
+    #[default]
+    WriteThrough,
+    /// The kernel gathers what is written, and passes it on at the close, at fsync, or when it is a lot.
+    Cached,
+    /// The kernel alone, where it may.
+    Passthrough,
+}
+
 /// How a union behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,8 +83,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// When the data of copies reaches the disk.
     pub durability: Durability,
-    /// The kernel reads and writes files by itself where it may; else all of it goes through its cache and us.
-    pub passthrough: bool,
+    /// Who reads and writes file data.
+    pub io: Io,
     /// Which run of the machine this is; `None`: the one that the kernel says.
     pub boot_id: Option<String>,
     /// Store redirects, so that merged directories can be renamed.
@@ -92,7 +104,7 @@ impl Default for Options {
         Self {
             timeout: None,
             durability: Durability::default(),
-            passthrough: false,
+            io: Io::default(),
             boot_id: None,
             redirect_dir: true,
             metacopy: true,

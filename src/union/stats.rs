@@ -215,7 +215,7 @@ impl Union {
         let mut force = BTreeMap::from([
             ("acl".to_owned(), on(options.acl)),
             ("cache_entries".to_owned(), options.cache_entries.to_string()),
-            ("io".to_owned(), if options.passthrough { "passthrough" } else { "cached" }.to_owned()),
+            ("io".to_owned(), format!("{:?}", options.io).to_lowercase()),
             ("marks".to_owned(), format!("{:?}", self.stack.namespace()).to_lowercase()),
             ("metacopy".to_owned(), on(options.metacopy)),
             ("pid".to_owned(), std::process::id().to_string()),

@@ -228,11 +228,11 @@ impl Drop for Union {
     }
 }
 
-/// The ways to read and write in which this user can mount: by the kernel's caches, where a write copies up; by the daemon, where
-/// the opening does; and by the kernel alone, where that does, too.
+/// The ways to read and write in which this user can mount: by the kernel's caches, through them or late, where a write copies
+/// up; by the daemon, where the opening does; and by the kernel alone, where that does, too.
 pub fn io_modes() -> &'static [&'static [&'static str]] {
-    const MODES: [&[&str]; 3] = [&[], &["-o", "timeout=0"], &["-o", "io=passthrough"]];
-    if not_root().is_none() { &MODES } else { &MODES[..2] }
+    const MODES: [&[&str]; 4] = [&[], &["-o", "io=cached"], &["-o", "timeout=0"], &["-o", "io=passthrough"]];
+    if not_root().is_none() { &MODES } else { &MODES[..3] }
 }
 
 fn join(base: &Path, path: &str) -> PathBuf {

@@ -24,6 +24,7 @@ pub fn tests() -> Vec<Test> {
         t!(punched_holes),
         t!(data_and_holes_are_found),
         t!(what_was_just_written_is_no_hole),
+        t!(what_a_mapping_has_written_is_no_hole),
         t!(ranges_are_copied),
         t!(files_are_copied_by_std),
         t!(mappings_are_written_back),
@@ -190,6 +191,22 @@ fn what_was_just_written_is_no_hole() {
             let data = lseek(&file, 1 << 20, Whence::SeekData).expect("data");
             assert!(data > 1 << 20 && data <= 2 << 20, "data at {data}");
             assert_eq!(lseek(&file, 5 << 19, Whence::SeekData), Err(Errno::ENXIO));
+        },
+    );
+}
+
+fn what_a_mapping_has_written_is_no_hole() {
+    const PAGES: usize = 1 << 20;
+    everywhere(
+        |dir| create_new(dir.join("file"), 0o644).set_len(PAGES as u64).expect("size"),
+        |dir| {
+            let file = edit(dir.join("file"));
+            let map = SharedMap::new(&file, PAGES, true).expect("mmap");
+            map.write(PAGES / 2, b"data");
+            let data = lseek(&file, 0, Whence::SeekData).expect("data");
+            assert!(data > 0 && data <= PAGES as i64 / 2, "data at {data}");
+            let hole = lseek(&file, PAGES as i64 / 2, Whence::SeekHole).expect("a hole");
+            assert!(hole > PAGES as i64 / 2 && hole < PAGES as i64, "a hole at {hole}");
         },
     );
 }

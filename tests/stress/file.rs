@@ -21,9 +21,11 @@ use crate::{seed, setting, t};
 pub fn tests() -> Vec<Test> {
     vec![
         t!(a_lower_file),
+        t!(a_lower_file_written_late),
         t!(a_lower_file_without_caches),
         t!(a_lower_file_passed_through).root(),
         t!(a_new_file),
+        t!(a_new_file_written_late),
         t!(a_new_file_without_caches),
         t!(a_new_file_passed_through).root(),
     ]
@@ -44,6 +46,10 @@ fn a_lower_file() {
     exercise(&[], true);
 }
 
+fn a_lower_file_written_late() {
+    exercise(&["-o", "io=cached"], true);
+}
+
 fn a_lower_file_without_caches() {
     exercise(&["-o", "timeout=0"], true);
 }
@@ -54,6 +60,10 @@ fn a_lower_file_passed_through() {
 
 fn a_new_file() {
     exercise(&[], false);
+}
+
+fn a_new_file_written_late() {
+    exercise(&["-o", "io=cached"], false);
 }
 
 fn a_new_file_without_caches() {

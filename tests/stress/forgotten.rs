@@ -14,6 +14,7 @@ use crate::{setting, t};
 pub fn tests() -> Vec<Test> {
     vec![
         t!(sizes_of_forgotten_files_are_current).root(),
+        t!(sizes_of_forgotten_files_written_late_are_current).root(),
         t!(sizes_of_forgotten_files_that_pass_through_are_current).root(),
     ]
 }
@@ -23,6 +24,10 @@ const FILES: usize = 100;
 
 fn sizes_of_forgotten_files_are_current() {
     exercise(&[]);
+}
+
+fn sizes_of_forgotten_files_written_late_are_current() {
+    exercise(&["-o", "io=cached"]);
 }
 
 fn sizes_of_forgotten_files_that_pass_through_are_current() {

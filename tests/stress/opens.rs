@@ -20,7 +20,12 @@ use crate::random::Random;
 use crate::{seed, setting, t};
 
 pub fn tests() -> Vec<Test> {
-    vec![t!(opens_of_all_kinds), t!(opens_of_all_kinds_without_caches), t!(opens_of_all_kinds_that_pass_through).root()]
+    vec![
+        t!(opens_of_all_kinds),
+        t!(opens_of_all_kinds_written_late),
+        t!(opens_of_all_kinds_without_caches),
+        t!(opens_of_all_kinds_that_pass_through).root(),
+    ]
 }
 
 const THREADS: usize = 4;
@@ -35,6 +40,10 @@ const PAGES: usize = 5;
 
 fn opens_of_all_kinds() {
     stress(&[]);
+}
+
+fn opens_of_all_kinds_written_late() {
+    stress(&["-o", "io=cached"]);
 }
 
 fn opens_of_all_kinds_without_caches() {

@@ -18,7 +18,12 @@ use crate::worker::{self, NAMES};
 use crate::{seed, setting, t};
 
 pub fn tests() -> Vec<Test> {
-    vec![t!(two_processes).root(), t!(two_processes_without_caches).root(), t!(two_processes_passed_through).root()]
+    vec![
+        t!(two_processes).root(),
+        t!(two_processes_written_late).root(),
+        t!(two_processes_without_caches).root(),
+        t!(two_processes_passed_through).root(),
+    ]
 }
 
 /// How much longer than its time a worker may take: one operation, on a busy machine.
@@ -30,6 +35,10 @@ const ROUND: u64 = 60;
 
 fn two_processes() {
     stress(&[]);
+}
+
+fn two_processes_written_late() {
+    stress(&["-o", "io=cached"]);
 }
 
 fn two_processes_without_caches() {
