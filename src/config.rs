@@ -13,7 +13,7 @@ use nix::mount::MsFlags;
 
 use crate::layer::StackSpec;
 use crate::sys::mount::MountOptions;
-use crate::union::{Durability, Io, Options, Xino};
+use crate::union::{Durability, IdMap, Io, Options, Xino};
 
 /// The source that /proc/mounts shows when none is given.
 const DEFAULT_SOURCE: &str = "layerfs";
@@ -23,6 +23,8 @@ const SOURCE_MAX: usize = 255;
 const THREADS: RangeInclusive<usize> = 2..=8;
 /// More workers than this are a mistake.
 const THREADS_MAX: usize = 256;
+/// The last id; the next number stands for none.
+const ID_MAX: usize = u32::MAX as usize - 1;
 /// A larger lookup cache than this is a mistake.
 const CACHE_MAX: usize = 1 << 30;
 
@@ -68,6 +70,12 @@ enum Action {
     Metacopy,
     Xino,
     NoAcl,
+    UidMapping,
+    GidMapping,
+    SquashToRoot,
+    SquashToUid,
+    SquashToGid,
+    StaticNlink,
     Threads,
     CacheEntries,
     Source,
@@ -97,6 +105,10 @@ impl Action {
                 | Self::RedirectDir
                 | Self::Metacopy
                 | Self::Xino
+                | Self::UidMapping
+                | Self::GidMapping
+                | Self::SquashToUid
+                | Self::SquashToGid
                 | Self::Threads
                 | Self::CacheEntries
                 | Self::Source
@@ -105,7 +117,7 @@ impl Action {
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 58] = [
+const OPTIONS: [(&str, Action); 64] = [
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
@@ -119,6 +131,12 @@ const OPTIONS: [(&str, Action); 58] = [
     ("metacopy", Action::Metacopy),
     ("xino", Action::Xino),
     ("noacl", Action::NoAcl),
+    ("uidmapping", Action::UidMapping),
+    ("gidmapping", Action::GidMapping),
+    ("squash_to_root", Action::SquashToRoot),
+    ("squash_to_uid", Action::SquashToUid),
+    ("squash_to_gid", Action::SquashToGid),
+    ("static_nlink", Action::StaticNlink),
     ("threads", Action::Threads),
     ("cache_entries", Action::CacheEntries),
     ("source", Action::Source),
@@ -308,6 +326,12 @@ impl Settings {
                 self.union.xino = one_of(name, value, &values)?;
             }
             Action::NoAcl => self.union.acl = false,
+            Action::UidMapping => self.union.ids.uids = id_map(name, value)?,
+            Action::GidMapping => self.union.ids.gids = id_map(name, value)?,
+            Action::SquashToRoot => self.union.ids.squash_to_root = true,
+            Action::SquashToUid => self.union.ids.squash_to_uid = Some(id(name, value)?),
+            Action::SquashToGid => self.union.ids.squash_to_gid = Some(id(name, value)?),
+            Action::StaticNlink => self.union.static_nlink = true,
             Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
             Action::Source => self.source = source(value)?,
@@ -424,6 +448,14 @@ fn count(name: &str, value: &OsStr, range: RangeInclusive<usize>) -> Result<usiz
             wrong(format!("{name}={}: the value is a number from {first} to {last}", value.display()))
         }
     }
+}
+
+fn id(name: &str, value: &OsStr) -> Result<u32, ConfigError> {
+    count(name, value, 0..=ID_MAX).map(|id| id as u32)
+}
+
+fn id_map(name: &str, value: &OsStr) -> Result<IdMap, ConfigError> {
+    IdMap::parse(&value.to_string_lossy()).or_else(|why| wrong(format!("{name}: {why}")))
 }
 
 fn seconds(name: &str, value: &OsStr) -> Result<Duration, ConfigError> {

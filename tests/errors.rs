@@ -243,7 +243,9 @@ fn unknown_options() {
 
 fn bad_values() {
     let union = Union::new(1);
-    for bad in ["timeout=soon", "timeout=-1", "xino=perhaps", "redirect_dir=maybe", "lowerdir="] {
+    let ids = ["uidmapping=0:1", "gidmapping=0:0:9:5:20:1", "squash_to_uid=4294967295"];
+    for bad in ["timeout=soon", "timeout=-1", "xino=perhaps", "redirect_dir=maybe", "lowerdir="].into_iter().chain(ids)
+    {
         let mut arguments = union.command_line();
         arguments.extend(["-o".into(), bad.into()]);
         let name = bad.split('=').next().expect("a name");

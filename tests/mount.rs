@@ -17,6 +17,8 @@ mod durability;
 mod helper;
 #[path = "mount/identity.rs"]
 mod identity;
+#[path = "mount/ids.rs"]
+mod ids;
 #[path = "mount/interop.rs"]
 mod interop;
 #[path = "mount/layers.rs"]
@@ -48,6 +50,7 @@ fn main() {
         passthrough::tests(),
         rename::tests(),
         identity::tests(),
+        ids::tests(),
         open_files::tests(),
         coherence::tests(),
         deep::tests(),

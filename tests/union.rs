@@ -16,6 +16,7 @@ mod union {
     mod file;
     mod hard_links;
     mod identity;
+    mod ids;
     mod log;
     mod lookup;
     mod marks;

@@ -125,6 +125,16 @@ fn notes_of_mount_change_nothing() {
 }
 
 #[test]
+fn ids_are_mapped_and_squashed() {
+    let list =
+        "lowerdir=/a,uidmapping=:0:1000:1:1:100000:65535,gidmapping=0:5:1,squash_to_gid=7,squash_to_root,static_nlink";
+    let union = config(list).unwrap().union;
+    assert_eq!(union.ids.uids, IdMap::parse("0:1000:1:1:100000:65535").unwrap());
+    assert_eq!((union.ids.shown_uid(1), union.ids.shown_gid(1), union.static_nlink), (0, 7, true));
+    assert_eq!(union.ids.new_gid(5), Ok(0));
+}
+
+#[test]
 fn what_is_unknown_can_be_ignored() {
     let mut settings = Settings::default();
     settings.ignore_unknown();
@@ -158,6 +168,11 @@ fn values_of_another_form_are_told() {
         ("xino=maybe", "auto, on, off"),
         ("redirect_dir=", "on, off"),
         ("metacopy=yes", "on, off"),
+        ("uidmapping", "needs a value"),
+        ("uidmapping=0:0:1:2", "uidmapping: it is made of triples"),
+        ("gidmapping=0:0:10:5:20:1", "gidmapping: the id 5 is in it twice"),
+        ("squash_to_uid=4294967295", "from 0 to 4294967294"),
+        ("squash_to_root=1", "takes no value"),
         ("lowerdir", "needs a value"),
         ("ro=1", "takes no value"),
         ("source=", "1 to 255 bytes"),

@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 
+use crate::error::Result;
+
 /// The xattr of the ACL that new objects in a directory inherit.
 pub(super) const DEFAULT: &CStr = c"system.posix_acl_default";
 /// The xattr of an object's own ACL.
@@ -13,7 +15,9 @@ const HEADER: usize = 4;
 const ENTRY: usize = 8;
 
 const USER_OBJ: u16 = 0x01;
+const USER: u16 = 0x02;
 const GROUP_OBJ: u16 = 0x04;
+const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
@@ -24,6 +28,39 @@ pub struct Inherited {
     pub mode: u32,
     /// Its access ACL; `None` if the bits say it all.
     pub access: Option<Vec<u8>>,
+}
+
+/// Whether an attribute holds an ACL.
+pub(super) fn is_acl(name: &CStr) -> bool {
+    name.to_bytes().starts_with(b"system.posix_acl_")
+}
+
+/// An ACL whose entries for single users and groups are for other ones; those that become nobody's are left out. `None` if it is
+/// no ACL.
+pub(super) fn with_ids(
+    acl: &[u8],
+    user: impl Fn(u32) -> Result<Option<u32>>,
+    group: impl Fn(u32) -> Result<Option<u32>>,
+) -> Result<Option<Vec<u8>>> {
+    let Some((header, entries)) = acl.split_at_checked(HEADER) else { return Ok(None) };
+    let (entries, []) = entries.as_chunks::<ENTRY>() else { return Ok(None) };
+    let mut mapped = header.to_vec();
+    for entry in entries {
+        let mut entry = *entry;
+        let [tag @ .., _, _, _, _, _, _] = entry;
+        let [.., a, b, c, d] = entry;
+        let id = u32::from_le_bytes([a, b, c, d]);
+        let id = match u16::from_le_bytes(tag) {
+            USER => user(id)?,
+            GROUP => group(id)?,
+            _ => Some(id),
+        };
+        if let Some(id) = id {
+            entry[4..].copy_from_slice(&id.to_le_bytes());
+            mapped.extend_from_slice(&entry);
+        }
+    }
+    Ok(Some(mapped))
 }
 
 /// Applies a default ACL to the mode that the creator asked for (posix_acl_create_masq of the kernel).

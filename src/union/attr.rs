@@ -13,6 +13,7 @@ use crate::sys::file::{Stat, TimeChange};
 use crate::sys::xattr::CAPABILITY;
 use crate::union::Union;
 use crate::union::copy_up::CopyUp;
+use crate::union::ids::NOBODY;
 use crate::union::inode::{Inode, Node};
 use crate::union::reach::Reached;
 use crate::union::stats::Op;
@@ -84,9 +85,9 @@ pub struct Attr {
     pub ino: u64,
     /// Type and permission bits.
     pub mode: u32,
-    /// Number of names; 1 for a merged directory, as the kernel's overlay says.
+    /// Number of names; 1 for a merged directory, as the kernel's overlay says, and with `static_nlink` for any.
     pub nlink: u32,
-    /// Owner; `u32::MAX` for one without a number in our user namespace.
+    /// Owner; `u32::MAX` for one without a number in our user namespace, or in the mount's mapping.
     pub uid: u32,
     /// Group; likewise.
     pub gid: u32,
@@ -228,7 +229,7 @@ impl Union {
     /// The attributes that a real status means for an inode.
     pub(super) fn attr_from(&self, inode: &Inode, st: &Stat) -> Result<Attr> {
         let nlink = match &inode.node {
-            Node::Dir(dir) if dir.view().layers() > 1 => 1,
+            Node::Dir(dir) if self.options.static_nlink || dir.view().layers() > 1 => 1,
             Node::Dir(_) => st.nlink,
             Node::Other(_) => self.link_count(inode, st),
         };
@@ -259,15 +260,18 @@ impl Union {
     /// stat shows then, so it is sent as none. Only a file or directory can be asked: without a new access time it opens for
     /// who may act as its owner, and that we may, having every capability over those who have a number.
     fn owner(&self, inode: &Inode, st: &Stat) -> (u32, u32) {
-        const NOBODY: u32 = u32::MAX;
-        let Some((_, gid)) = self.ambiguous_ids.filter(|(uid, _)| *uid == st.uid) else { return (st.uid, st.gid) };
+        let ids = &self.options.ids;
+        let Some((_, gid)) = self.ambiguous_ids.filter(|(uid, _)| *uid == st.uid) else { return ids.shown_owner(st) };
         if !st.is_file() && !st.is_dir() {
-            return (st.uid, st.gid);
+            return ids.shown_owner(st);
         }
         let flags = OFlag::O_RDONLY | OFlag::O_NOATIME | OFlag::O_NONBLOCK;
         match self.with_object(inode, |object| sys::file::reopen(object, flags)) {
-            Ok(_) => (st.uid, st.gid),
-            Err(_) => (NOBODY, if st.gid == gid { NOBODY } else { st.gid }),
+            Ok(_) => ids.shown_owner(st),
+            Err(_) => {
+                let owner = Stat { uid: NOBODY, gid: if st.gid == gid { NOBODY } else { st.gid }, ..*st };
+                ids.shown_owner(&owner)
+            }
         }
     }
 
@@ -279,6 +283,12 @@ impl Union {
         self.counters.count(Op::Setattr);
         let inode = self.inode(ino)?;
         let upper = self.stack.upper()?;
+        let ids = &self.options.ids;
+        let stored = SetAttr {
+            uid: change.uid.map(|uid| ids.new_uid(uid)).transpose()?,
+            gid: change.gid.map(|gid| ids.new_gid(gid)).transpose()?,
+            ..*change
+        };
         match &inode.node {
             Node::Dir(dir) => {
                 if change.size.is_some() {
@@ -289,13 +299,13 @@ impl Union {
                     return Ok(*attr);
                 }
                 let real = self.ensure_upper_dir(&inode)?;
-                apply(upper, &self.stack.open_upper(&real)?, change)?;
+                self.apply(upper, &self.stack.open_upper(&real)?, &stored)?;
             }
             Node::Other(_) => {
                 if change.size.is_some() && inode.kind != FileKind::Regular {
                     return Err(Errno::EINVAL);
                 }
-                if self.changes_nothing(&inode, change)? {
+                if self.changes_nothing(&inode, &stored)? {
                     return self.attr_of(&inode);
                 }
                 let copy = match change.size {
@@ -305,7 +315,7 @@ impl Union {
                     None => CopyUp::Metadata,
                 };
                 self.ensure_upper(&inode, copy)?;
-                let done = self.set_file_attr(upper, caller, &inode, change);
+                let done = self.set_file_attr(upper, caller, &inode, &stored);
                 self.content_changed(&inode);
                 done?;
             }
@@ -364,9 +374,9 @@ impl Union {
         let _one = inode.copy_up.lock();
         let chown = change.uid.is_some() || change.gid.is_some();
         let before = if chown { Some(sys::file::stat(object.as_fd())?) } else { None };
-        apply(upper, &object, &rest)?;
+        self.apply(upper, &object, &rest)?;
         // The filesystem decides by our rights whether this bit stays, which are not the caller's.
-        if before.is_some_and(|st| st.mode & libc::S_ISGID != 0 && !caller.may_keep_group(st.gid)) {
+        if before.is_some_and(|st| st.mode & libc::S_ISGID != 0 && !self.may_keep_group(caller, &st)) {
             let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
             upper.chmod(&object, mode & !libc::S_ISGID)?;
         }
@@ -378,9 +388,44 @@ impl Union {
         let stat = sys::file::stat(object.as_fd())?;
         let mode = stat.mode & 0o7777;
         if mode & SET_ID != 0 {
-            upper.chmod(object, without_set_id(mode, caller.may_keep_group(stat.gid)))?;
+            upper.chmod(object, without_set_id(mode, self.may_keep_group(caller, &stat)))?;
         }
         drop_capabilities(upper, object)
+    }
+
+    /// Owner first: changing it drops set-id bits that the new mode may want.
+    fn apply(&self, upper: &Upper, object: &impl AsUpper, change: &SetAttr) -> Result<()> {
+        self.chown_object(upper, object, change.uid, change.gid)?;
+        if let Some(mode) = change.mode {
+            upper.chmod(object, mode & 0o7777)?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let time = |t: Option<SetTime>| t.map_or(TimeChange::Omit, SetTime::change);
+            upper.set_times(object, time(change.atime), time(change.mtime))?;
+        }
+        Ok(())
+    }
+
+    /// Gives an object to stored ids. Where another owner is shown anyway, one that it can't get doesn't matter.
+    pub(super) fn chown_object(
+        &self,
+        upper: &Upper,
+        object: &impl AsUpper,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<()> {
+        if uid.is_none() && gid.is_none() {
+            return Ok(());
+        }
+        match upper.chown(object, uid, gid) {
+            Err(Errno::EPERM | Errno::EINVAL) if self.options.ids.is_squashed() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// [`Caller::may_keep_group`] for the group of a real status.
+    fn may_keep_group(&self, caller: &Caller, stat: &Stat) -> bool {
+        caller.may_keep_group(self.options.ids.shown_gid(stat.gid))
     }
 
     /// The upper object behind an inode that was copied up, open for changes of anything but its data.
@@ -403,21 +448,6 @@ fn drop_capabilities(upper: &Upper, object: &UpperObject) -> Result<()> {
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),
         done => done,
     }
-}
-
-/// Owner first: changing it drops set-id bits that the new mode may want.
-fn apply(upper: &Upper, object: &impl AsUpper, change: &SetAttr) -> Result<()> {
-    if change.uid.is_some() || change.gid.is_some() {
-        upper.chown(object, change.uid, change.gid)?;
-    }
-    if let Some(mode) = change.mode {
-        upper.chmod(object, mode & 0o7777)?;
-    }
-    if change.atime.is_some() || change.mtime.is_some() {
-        let time = |t: Option<SetTime>| t.map_or(TimeChange::Omit, SetTime::change);
-        upper.set_times(object, time(change.atime), time(change.mtime))?;
-    }
-    Ok(())
 }
 
 /// A directory without a name lives on in memory only.

@@ -57,12 +57,12 @@ impl Union {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_file()?;
-                birth.apply(place.upper, &staged, FileKind::Regular)?;
+                birth.apply(self, &staged, FileKind::Regular)?;
                 place.publish(staged, Over::NonDirectory)?
             }
             created => {
                 let object = created?;
-                let finished = birth.finish(place.upper, &object);
+                let finished = birth.finish(self, &object);
                 (object, place.or_take_back(FileKind::Regular, finished)?)
             }
         };
@@ -92,12 +92,12 @@ impl Union {
             let stat = match place.upper.create_node(&place.fd, place.name, full, rdev) {
                 Err(Errno::EEXIST) => {
                     let staged = place.upper.stage_node(full, rdev)?;
-                    birth.apply(place.upper, &staged, kind)?;
+                    birth.apply(self, &staged, kind)?;
                     place.publish(staged, Over::NonDirectory)?.1
                 }
                 created => {
                     created?;
-                    self.finish_in_place(place, kind, |object| birth.finish(place.upper, object))?.1
+                    self.finish_in_place(place, kind, |object| birth.finish(self, object))?.1
                 }
             };
             self.new_attr(place, &stat, kind)
@@ -106,7 +106,7 @@ impl Union {
 
     fn null_device_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode)?;
-        let staged = stage_null_device(place.upper, |staged| birth.apply(place.upper, staged, FileKind::CharDevice))?;
+        let staged = stage_null_device(place.upper, |staged| birth.apply(self, staged, FileKind::CharDevice))?;
         let over = self.over(place)?;
         // Then a listing looks twice at what is in here.
         self.stack.set_impure(&place.dir)?;
@@ -139,7 +139,7 @@ impl Union {
         let (object, stat) = match created {
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_dir(0o700)?;
-                birth.apply(place.upper, &staged, FileKind::Directory)?;
+                birth.apply(self, &staged, FileKind::Directory)?;
                 // What the whiteout hid stays hidden.
                 place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
                 let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
@@ -147,7 +147,7 @@ impl Union {
             }
             created => {
                 created?;
-                self.finish_in_place(place, FileKind::Directory, |object| birth.finish(place.upper, object))?
+                self.finish_in_place(place, FileKind::Directory, |object| birth.finish(self, object))?
             }
         };
         let inode = self.finish_new(place, &stat, FileKind::Directory)?;
@@ -175,12 +175,12 @@ impl Union {
             let stat = match place.upper.create_symlink(&place.fd, place.name, &target) {
                 Err(Errno::EEXIST) => {
                     let staged = place.upper.stage_symlink(&target)?;
-                    birth.own(place.upper, &staged)?;
+                    birth.own(self, &staged)?;
                     place.publish(staged, Over::NonDirectory)?.1
                 }
                 created => {
                     created?;
-                    self.finish_in_place(place, FileKind::Symlink, |object| birth.own(place.upper, object))?.1
+                    self.finish_in_place(place, FileKind::Symlink, |object| birth.own(self, object))?.1
                 }
             };
             self.new_attr(place, &stat, FileKind::Symlink)
@@ -236,8 +236,8 @@ impl Union {
         let default_acl = self.default_acl(place)?;
         let inherited = default_acl.as_ref().and_then(|acl| acl::inherit(acl, mode));
         Ok(Birth {
-            uid: caller.uid,
-            gid: if set_gid { parent.gid } else { caller.gid },
+            uid: self.options.ids.creator_uid(caller.uid)?,
+            gid: if set_gid { parent.gid } else { self.options.ids.creator_gid(caller.gid)? },
             mode: match &inherited {
                 Some(inherited) => inherited.mode,
                 None => mode & !caller.umask,
@@ -297,19 +297,20 @@ impl Place<'_> {
 impl Birth {
     /// For an object that was made in its directory: the filesystem has applied the directory's set-group-id bit and ACL.
     /// Returns the status that it has then.
-    fn finish(&self, upper: &Upper, object: &impl AsUpper) -> Result<Stat> {
-        let stat = self.own(upper, object)?;
+    fn finish(&self, union: &Union, object: &impl AsUpper) -> Result<Stat> {
+        let stat = self.own(union, object)?;
         let set_id = self.mode & 0o6000;
         if set_id == 0 {
             return Ok(stat);
         }
-        upper.chmod(object, stat.mode & 0o7777 | set_id)?;
+        union.stack.upper()?.chmod(object, stat.mode & 0o7777 | set_id)?;
         sys::file::stat(object.as_upper_fd())
     }
 
     /// For a staged object: nothing of its directory was applied yet.
-    fn apply(&self, upper: &Upper, object: &impl AsUpper, kind: FileKind) -> Result<()> {
-        self.own(upper, object)?;
+    fn apply(&self, union: &Union, object: &impl AsUpper, kind: FileKind) -> Result<()> {
+        let upper = union.stack.upper()?;
+        self.own(union, object)?;
         let set_gid = if self.inherits_group && kind == FileKind::Directory { libc::S_ISGID } else { 0 };
         upper.chmod(object, self.mode & 0o7777 | set_gid)?;
         if let Some(access) = self.inherited.as_ref().and_then(|i| i.access.as_ref()) {
@@ -322,14 +323,14 @@ impl Birth {
     }
 
     /// Gives an object to its creator; returns the status that it has then.
-    fn own(&self, upper: &Upper, object: &impl AsUpper) -> Result<Stat> {
+    fn own(&self, union: &Union, object: &impl AsUpper) -> Result<Stat> {
         let stat = sys::file::stat(object.as_upper_fd())?;
         let uid = (stat.uid != self.uid).then_some(self.uid);
         let gid = (stat.gid != self.gid).then_some(self.gid);
         if uid.is_none() && gid.is_none() {
             return Ok(stat);
         }
-        upper.chown(object, uid, gid)?;
+        union.chown_object(union.stack.upper()?, object, uid, gid)?;
         sys::file::stat(object.as_upper_fd())
     }
 }

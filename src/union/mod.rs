@@ -12,6 +12,7 @@ mod create;
 mod file;
 mod handles;
 mod hard_links;
+mod ids;
 mod ino;
 mod inode;
 mod inode_table;
@@ -42,6 +43,7 @@ use crate::name::Name;
 pub use acl::inherit as inherit_acl;
 pub use attr::{Attr, Caller, FileKind, SetAttr, SetTime, Time};
 pub use commit::Durability;
+pub use ids::{IdMap, Ids};
 pub use readdir::DirEntry;
 pub use rename::RenameFlags;
 pub use stats::{CacheStats, LayerInfo, STATS_XATTR, Stats};
@@ -95,6 +97,10 @@ pub struct Options {
     pub acl: bool,
     /// Inode numbers over several filesystems.
     pub xino: Xino,
+    /// Owners and groups that are others in the layers.
+    pub ids: Ids,
+    /// Every directory shows one link, instead of how many directories it holds.
+    pub static_nlink: bool,
     /// Bound of the lookup cache, in names; 0 turns it off.
     pub cache_entries: usize,
 }
@@ -110,6 +116,8 @@ impl Default for Options {
             metacopy: true,
             acl: true,
             xino: Xino::Auto,
+            ids: Ids::default(),
+            static_nlink: false,
             cache_entries: 16 * 1024,
         }
     }

@@ -32,9 +32,11 @@ impl Union {
         if name == CAPABILITY
             && let Some(file) = self.kept_for_reading(&inode)
         {
-            return sys::xattr::get(Target::Fd(file.as_fd()), &stored);
+            let value = sys::xattr::get(Target::Fd(file.as_fd()), &stored)?;
+            return Ok(self.options.ids.shown_value(name, value));
         }
-        self.with_target(&inode, |target| sys::xattr::get(target, &stored))
+        let value = self.with_target(&inode, |target| sys::xattr::get(target, &stored))?;
+        Ok(self.options.ids.shown_value(name, value))
     }
 
     /// The names of all attributes, each closed by a NUL.
@@ -81,6 +83,7 @@ impl Union {
         self.counters.count(Op::Setxattr);
         self.check_acl(name)?;
         let stored = self.stored_name(name)?;
+        let value = &*self.options.ids.stored_value(name, value)?;
         let inode = self.inode(ino)?;
         let upper = self.stack.upper()?;
         match &inode.node {
@@ -179,8 +182,7 @@ impl Union {
     }
 
     fn check_acl(&self, name: &CStr) -> Result<()> {
-        let is_acl = name.to_bytes().starts_with(b"system.posix_acl_");
-        if is_acl && !self.options.acl { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+        if acl::is_acl(name) && !self.options.acl { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 
     fn stored_name(&self, name: &CStr) -> Result<CString> {

@@ -20,6 +20,8 @@ pub fn tests() -> Vec<Test> {
         t!(copies_in_a_user_namespace_have_what_counts_there).root().needs(no_user).needs(no_namespace),
         t!(files_of_others_are_read_only_in_a_user_namespace).root().needs(no_user).needs(no_namespace),
         t!(who_has_the_number_of_nobody_owns_nothing_of_others).root().needs(no_user).needs(no_full_map),
+        t!(squashed_files_of_others_can_be_changed).root().needs(no_user).needs(no_namespace),
+        t!(a_user_keeps_the_id_in_a_namespace).root().needs(no_user).needs(no_full_map),
     ]
 }
 
@@ -30,6 +32,12 @@ fn user() -> (u32, u32) {
 /// Runs a script as the user, perhaps `through` something, where the union is mounted on `mnt`.
 #[track_caller]
 fn inside(union: &Union, through: &[&str], script: &str) -> Ended {
+    inside_with(union, through, "rw", script)
+}
+
+/// The same, mounted with options.
+#[track_caller]
+fn inside_with(union: &Union, through: &[&str], options: &str, script: &str) -> Ended {
     let _alone = crate::ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (uid, gid) = user();
     for path in ["upper", "work", "mnt"] {
@@ -39,7 +47,7 @@ fn inside(union: &Union, through: &[&str], script: &str) -> Ended {
     let binary = union.root().join("layerfs");
     fs::copy(layerfs_binary(), &binary).expect("copy the program");
     let whole = format!(
-        "./layerfs mount --lower lower0 --upper upper --work work mnt || exit 9; (cd mnt && {script}); ended=$?; \
+        "./layerfs mount --lower lower0 --upper upper --work work -o {options} mnt || exit 9; (cd mnt && {script}); ended=$?; \
          ./layerfs umount mnt || exit 8; exit $ended"
     );
     let mut words = [through, &["sh", "-c", &whole]].concat().into_iter();
@@ -183,4 +191,45 @@ fn who_has_the_number_of_nobody_owns_nothing_of_others() {
     let ended = inside(&union, &FULL_MAP, script).success();
     assert_eq!(ended.stdout, "ls -i file\nls -i dir\ncontentmine\n65534\n65534\n");
     assert_eq!(names(union.upper("")), ["open"], "nothing of others was copied up");
+}
+
+/// To the kernel they are the namespace root's then. The copies are the user's, who can't give them to anybody else.
+fn squashed_files_of_others_can_be_changed() {
+    let union = Union::new(1);
+    let (uid, gid) = user();
+    for (name, owner) in [("root", 0), ("other", 4321)] {
+        put(union.lower(0, name), "content");
+        chown(union.lower(0, name), owner, owner);
+    }
+    chown(union.lower(0, ""), uid, gid);
+    let script = "stat -c %u:%g . root other && chmod 600 root other && chown 0:0 other && rm root && touch new && stat -c %u:%g new";
+    let ended = inside_with(&union, &NAMESPACE, "squash_to_root", script).success();
+    assert_eq!(ended.stdout, "0:0\n".repeat(4));
+    for name in ["other", "new"] {
+        assert_eq!((stat(union.upper(name)).uid(), stat(union.upper(name)).gid()), (uid, gid), "{name}");
+    }
+}
+
+/// As podman has it with `--userns=keep-id`: the image is as it was pulled, its root the namespace's root, and in the container
+/// the user has the id that it has outside.
+fn a_user_keeps_the_id_in_a_namespace() {
+    let union = Union::new(1);
+    let (uid, gid) = user();
+    put(union.lower(0, "roots"), "content");
+    for path in ["roots", ""] {
+        chown(union.lower(0, path), uid, gid);
+    }
+    let ids = "0:1:1000:1000:0:1";
+    let options = format!("uidmapping=:{ids},gidmapping={ids}");
+    // Who is 1 in the namespace is the container's root, and who is 0 its user 1000.
+    put(union.root().join("as-root"), "umask 022; echo x > by-root && chown 0:0 roots && mkdir dir && chown 0:0 dir");
+    let script = "stat -c %u:%g roots . && setpriv --reuid=1 --regid=1 --clear-groups --inh-caps=+chown --ambient-caps=+chown \
+                  sh ../as-root && echo x > dir/by-user && stat -c %u:%g roots by-root dir/by-user";
+    let ended = inside_with(&union, &FULL_MAP, &options, script).success();
+    assert_eq!(ended.stdout, "1:1\n1:1\n0:0\n1:1\n0:0\n");
+    let owner = |name: &str| (stat(union.upper(name)).uid(), stat(union.upper(name)).gid());
+    assert_eq!(owner("by-root"), (uid, gid), "the image's root");
+    let kept = owner("dir/by-user");
+    assert_eq!(kept, owner("roots"), "the image's user 1000");
+    assert!(kept.0 > 1000 && kept != (uid, gid), "in the range of the user's: {kept:?}");
 }
