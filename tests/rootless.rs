@@ -44,7 +44,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::geteuid;
@@ -97,9 +97,15 @@ fn passthrough_is_refused() {
 }
 
 /// Who to be: the ordinary user's ids for root, nobody else for an ordinary user.
+///
+/// Asked for once, before the tests: a process that is started while another test writes the program that it is going to run
+/// has that file open for a moment, and it can't be run then.
 fn user() -> Option<(u32, u32)> {
-    let name = std::env::var("LAYERFS_TEST_USER").unwrap_or_else(|_| "tester".to_owned());
-    user_ids(&name)
+    static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    *USER.get_or_init(|| {
+        let name = std::env::var("LAYERFS_TEST_USER").unwrap_or_else(|_| "tester".to_owned());
+        user_ids(&name)
+    })
 }
 
 fn no_user() -> Option<String> {
