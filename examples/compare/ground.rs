@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::growth;
 use crate::layers;
 use crate::mounts::{Contestant, Mount};
 use crate::scale::Scale;
@@ -24,6 +25,7 @@ pub struct Ground {
     pub tools: Tools,
     rootless: bool,
     small: Vec<PathBuf>,
+    growing: Vec<PathBuf>,
     sources: Vec<PathBuf>,
 }
 
@@ -36,10 +38,15 @@ impl Ground {
         rootless: bool,
         groups: &[Group],
     ) -> anyhow::Result<Self> {
-        let mut ground =
-            Self { place: std::path::absolute(place)?, scale, tools, rootless, small: Vec::new(), sources: Vec::new() };
-        if groups.iter().any(|group| *group != Group::Programs) {
+        let place = std::path::absolute(place)?;
+        let none = Vec::new;
+        let mut ground = Self { place, scale, tools, rootless, small: none(), growing: none(), sources: none() };
+        if groups.iter().any(|group| !matches!(group, Group::Growth | Group::Programs)) {
             ground.small = layers::make(&ground.place.join("small"), scale)?;
+        }
+        if groups.contains(&Group::Growth) {
+            ground.growing = growth::make(&ground.place.join("growing"), scale)?;
+            growth::make_many(&ground.many())?;
         }
         if groups.contains(&Group::Programs) {
             ground.sources = sources::make(&ground.place, scale, &ground.tools).context("the sources can't be made")?;
@@ -48,7 +55,16 @@ impl Ground {
     }
 
     fn lowers(&self, group: Group) -> &[PathBuf] {
-        if group == Group::Programs { &self.sources } else { &self.small }
+        match group {
+            Group::Look | Group::Change | Group::CopyUp => &self.small,
+            Group::Growth => &self.growing,
+            Group::Programs => &self.sources,
+        }
+    }
+
+    /// Where lowers are whose names are short, because the kernel takes options of a page at most.
+    fn many(&self) -> PathBuf {
+        self.place.join("many")
     }
 
     /// Who may become the owner of a file: another one than now, where there is another one.
@@ -58,7 +74,8 @@ impl Ground {
 
     /// Whether layers of any kind can be mounted.
     pub fn try_mount(&self, contestant: &Contestant) -> anyhow::Result<()> {
-        let lowers = if self.small.is_empty() { &self.sources } else { &self.small };
+        let lowers = [&self.small, &self.growing, &self.sources].into_iter().find(|lowers| !lowers.is_empty());
+        let lowers = lowers.context("there are no layers")?;
         let mount = contestant.mount(&self.run(), lowers)?;
         let seen = mount.point.read_dir().map(|_| ());
         mount.end()?;
@@ -95,6 +112,14 @@ impl<'a> Stage<'a> {
     pub fn mount_again(&mut self) -> anyhow::Result<()> {
         self.mount.end()?;
         self.mount = self.contestant.mount(&self.ground.run(), self.lowers)?;
+        Ok(())
+    }
+
+    /// Ends the mount and makes one with so many layers.
+    pub fn mount_many(&mut self, layers: usize) -> anyhow::Result<()> {
+        self.mount.end()?;
+        let names = (1..layers).map(|layer| PathBuf::from(layer.to_string())).chain(["lowest".into()]);
+        self.mount = self.contestant.mount_from(&self.ground.many(), &self.ground.run(), &names.collect::<Vec<_>>())?;
         Ok(())
     }
 

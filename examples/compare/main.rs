@@ -5,6 +5,7 @@
 
 mod chart;
 mod ground;
+mod growth;
 mod layers;
 mod mounts;
 mod report;

@@ -101,6 +101,11 @@ impl Contestant {
 
     /// Mounts lowers under an empty upper, in a directory that is the mount's alone.
     pub fn mount(&self, place: &Path, lowers: &[PathBuf]) -> anyhow::Result<Mount> {
+        self.mount_from(Path::new("/"), place, lowers)
+    }
+
+    /// The same with lowers that are named from a directory on.
+    pub fn mount_from(&self, directory: &Path, place: &Path, lowers: &[PathBuf]) -> anyhow::Result<Mount> {
         if place.exists() {
             fs::remove_dir_all(place)?;
         }
@@ -127,7 +132,7 @@ impl Contestant {
             Program::FuseOverlayfs(_) => command.arg("-o"),
             Program::Layerfs(_) => command.args(["mount", "-o"]),
         };
-        command.arg(options).arg(&point);
+        command.arg(options).arg(&point).current_dir(directory);
         let start = Instant::now();
         run(&mut command)?;
         Ok(Mount { took: start.elapsed(), place: place.to_owned(), point })

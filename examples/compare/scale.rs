@@ -15,6 +15,8 @@ pub struct Scale {
     pub passes: usize,
     /// How many blocks of 4 KiB are read in random order, a power of two, or appended.
     pub blocks: usize,
+    /// The most names in one directory.
+    pub names: usize,
     /// The directories of the source tree.
     pub modules: usize,
     /// The files of the program that is compiled.
@@ -33,6 +35,7 @@ pub const FULL: Scale = Scale {
     many: 100,
     passes: 20,
     blocks: 8192,
+    names: 100_000,
     modules: 100,
     units: 40,
     imports: 300,
@@ -47,6 +50,7 @@ pub const QUICK: Scale = Scale {
     many: 25,
     passes: 3,
     blocks: 1024,
+    names: 1_000,
     modules: 10,
     units: 5,
     imports: 40,

@@ -2,6 +2,7 @@
 
 mod change;
 mod copy_up;
+mod grow;
 mod look;
 mod programs;
 
@@ -40,13 +41,15 @@ pub enum Group {
     Change,
     /// Lower files.
     CopyUp,
+    /// More and more of the same.
+    Growth,
     /// Whole programs, on a tree of sources.
     Programs,
 }
 
 impl Group {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [Self::Look, Self::Change, Self::CopyUp, Self::Programs];
+    pub const ALL: [Self; 5] = [Self::Look, Self::Change, Self::CopyUp, Self::Growth, Self::Programs];
 
     /// What it is called.
     pub fn title(self) -> &'static str {
@@ -54,6 +57,7 @@ impl Group {
             Self::Look => "looking and reading",
             Self::Change => "changing",
             Self::CopyUp => "copying up",
+            Self::Growth => "growing",
             Self::Programs => "whole programs",
         }
     }
@@ -61,7 +65,7 @@ impl Group {
 
 /// All workloads, in the order in which they run and are shown.
 pub fn all(scale: &Scale) -> Vec<Workload> {
-    let groups = [look::all(scale), change::all(), copy_up::all(scale), programs::all(scale)];
+    let groups = [look::all(scale), change::all(), copy_up::all(scale), grow::all(scale), programs::all(scale)];
     groups.into_iter().flatten().collect()
 }
 
