@@ -31,8 +31,8 @@ pub struct Inherited {
 }
 
 /// Whether an attribute holds an ACL.
-pub(super) fn is_acl(name: &CStr) -> bool {
-    name.to_bytes().starts_with(b"system.posix_acl_")
+pub(super) fn is_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
 }
 
 /// An ACL whose entries for single users and groups are for other ones; those that become nobody's are left out. `None` if it is

@@ -25,7 +25,10 @@ impl Union {
         {
             return answer;
         }
-        self.check_acl(name)?;
+        if self.hides(name.to_bytes()) {
+            // The kernel asks whenever it checks permissions, and fails with whatever else is answered.
+            return Err(Errno::ENODATA);
+        }
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
         // The kernel asks for this before the first write: what it will want to read or copy next is opened for that now.
@@ -52,8 +55,7 @@ impl Union {
         };
         let mut shown = Vec::with_capacity(stored.len());
         for name in stored.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            let hidden_acl = !self.options.acl && name.starts_with(b"system.posix_acl_");
-            if let Some(name) = self.stack.namespace().to_shown(name).filter(|_| !hidden_acl) {
+            if let Some(name) = self.stack.namespace().to_shown(name).filter(|_| !self.hides(name)) {
                 shown.extend_from_slice(&name);
                 shown.push(0);
             }
@@ -81,7 +83,7 @@ impl Union {
     /// As setxattr(2).
     pub fn setxattr(&self, caller: &Caller, ino: u64, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
         self.counters.count(Op::Setxattr);
-        self.check_acl(name)?;
+        self.check_settable(name)?;
         let stored = self.stored_name(name)?;
         let value = &*self.options.ids.stored_value(name, value)?;
         let inode = self.inode(ino)?;
@@ -109,7 +111,7 @@ impl Union {
     /// `ENODATA` if there is none.
     pub fn removexattr(&self, ino: u64, name: &CStr) -> Result<()> {
         self.counters.count(Op::Removexattr);
-        self.check_acl(name)?;
+        self.check_settable(name)?;
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
         let upper = self.stack.upper()?;
@@ -181,8 +183,13 @@ impl Union {
         }
     }
 
-    fn check_acl(&self, name: &CStr) -> Result<()> {
-        if acl::is_acl(name) && !self.options.acl { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    /// Whether an attribute is one of those that this mount is to be without.
+    fn hides(&self, name: &[u8]) -> bool {
+        !self.options.acl && acl::is_acl(name)
+    }
+
+    fn check_settable(&self, name: &CStr) -> Result<()> {
+        if self.hides(name.to_bytes()) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 
     fn stored_name(&self, name: &CStr) -> Result<CString> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::common::Test;
 use crate::common::files::*;
+use crate::common::machine::as_user;
 use crate::common::mount::{eventually, layerfs};
 use crate::common::others::OtherMount;
 use crate::common::sys::{clone_file, get_xattr, inode_flags, list_xattr, set_xattr};
@@ -22,6 +23,7 @@ pub fn tests() -> Vec<Test> {
         t!(syncfs_does_not_reach_the_daemon),
         t!(ioctls_are_refused),
         t!(without_acls).root(),
+        t!(without_acls_modes_decide).root(),
         t!(a_full_upper_is_told_at_fsync_at_the_latest).root(),
         t!(merged_directories_have_one_link),
     ]
@@ -99,11 +101,27 @@ fn without_acls() {
         return;
     }
     union.mount();
-    fails(get_xattr(&union.at("file"), ACCESS), Errno::EOPNOTSUPP);
+    fails(get_xattr(&union.at("file"), ACCESS), Errno::ENODATA);
     fails(set_xattr(&union.at("file"), ACCESS, &acl, 0), Errno::EOPNOTSUPP);
     let listed = list_xattr(&union.at("file")).expect("list");
     assert!(!listed.contains(&ACCESS.into()), "{listed:?}");
     chmod(union.at("file"), 0o600);
+    union.umount();
+}
+
+/// The kernel asks for ACLs all the same, before it lets anybody but the owner in.
+fn without_acls_modes_decide() {
+    let mut union = Union::new(1).arguments(&["--noacl"]);
+    put(union.lower(0, "dir/open"), "x");
+    put(union.lower(0, "dir/closed"), "x");
+    chmod(union.lower(0, "dir/open"), 0o664);
+    chmod(union.lower(0, "dir/closed"), 0o640);
+    union.mount();
+    as_user(65534, 65534, || {
+        assert_eq!(read(union.at("dir/open")), "x");
+        fails(fs::read(union.at("dir/closed")), Errno::EACCES);
+        fails(fs::write(union.at("dir/open"), "y"), Errno::EACCES);
+    });
     union.umount();
 }
 

@@ -22,7 +22,7 @@ impl Ids {
         if self.maps_nothing() {
             return value;
         }
-        if acl::is_acl(name) {
+        if acl::is_acl(name.to_bytes()) {
             let shown = acl::with_ids(&value, |uid| Ok(self.uids.shown(uid)), |gid| Ok(self.gids.shown(gid)));
             return shown.ok().flatten().unwrap_or(value);
         }
@@ -40,7 +40,7 @@ impl Ids {
         if self.maps_nothing() {
             return Ok(Cow::Borrowed(value));
         }
-        if acl::is_acl(name) {
+        if acl::is_acl(name.to_bytes()) {
             let stored = acl::with_ids(value, |uid| self.new_uid(uid).map(Some), |gid| self.new_gid(gid).map(Some));
             return Ok(stored?.map_or(Cow::Borrowed(value), Cow::Owned));
         }
