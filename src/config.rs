@@ -3,6 +3,9 @@
 //! Every way to give an option ends in [`Settings::set`]: the flags of the command line and the `-o` lists of mount(8)
 //! alike, so that both mean the same and complain alike.
 
+mod foreign;
+mod words;
+
 use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,6 +17,8 @@ use nix::mount::MsFlags;
 use crate::layer::StackSpec;
 use crate::sys::mount::MountOptions;
 use crate::union::{Durability, IdMap, Io, Options, Xino};
+
+use words::{nearest, split_list, split_unescaped, unescape};
 
 /// The source that /proc/mounts shows when none is given.
 const DEFAULT_SOURCE: &str = "layerfs";
@@ -78,8 +83,12 @@ enum Action {
     StaticNlink,
     Threads,
     CacheEntries,
+    Fsync,
+    Threaded,
+    Debug,
     Source,
     AllowOther,
+    AllowRoot,
     /// Sets a flag of the mount.
     Set(MsFlags),
     /// Clears one.
@@ -111,13 +120,15 @@ impl Action {
                 | Self::SquashToGid
                 | Self::Threads
                 | Self::CacheEntries
+                | Self::Fsync
+                | Self::Threaded
                 | Self::Source
         )
     }
 }
 
 /// The options by name.
-const OPTIONS: [(&str, Action); 64] = [
+const OPTIONS: &[(&str, Action)] = &[
     ("lowerdir", Action::Lowers),
     ("upperdir", Action::Upper),
     ("workdir", Action::Work),
@@ -139,9 +150,14 @@ const OPTIONS: [(&str, Action); 64] = [
     ("static_nlink", Action::StaticNlink),
     ("threads", Action::Threads),
     ("cache_entries", Action::CacheEntries),
+    // Of fuse-overlayfs.
+    ("fsync", Action::Fsync),
+    ("threaded", Action::Threaded),
+    ("debug", Action::Debug),
     ("source", Action::Source),
     ("fsname", Action::Source),
     ("allow_other", Action::AllowOther),
+    ("allow_root", Action::AllowRoot),
     // The kernel always checks permissions: the union itself doesn't.
     ("default_permissions", Action::Nothing),
     ("ro", Action::Set(MsFlags::MS_RDONLY)),
@@ -200,8 +216,12 @@ pub struct Settings {
     source: OsString,
     flags: MsFlags,
     allow_other: bool,
+    allow_root: bool,
     threads: Option<usize>,
+    foreground: bool,
     ignore_unknown: bool,
+    compatible: bool,
+    warnings: Vec<String>,
 }
 
 impl Default for Settings {
@@ -218,13 +238,28 @@ impl Default for Settings {
             source: DEFAULT_SOURCE.into(),
             flags: MsFlags::empty(),
             allow_other: false,
+            allow_root: false,
             threads: None,
+            foreground: false,
             ignore_unknown: false,
+            compatible: false,
+            warnings: Vec::new(),
         }
     }
 }
 
 impl Settings {
+    /// For callers of fuse-overlayfs: what is unknown costs a warning, what is given again counts the last time, and metacopy
+    /// is off unless it is asked for.
+    pub fn compatible() -> Self {
+        Self { compatible: true, ..Self::default() }
+    }
+
+    /// What was ignored but should be known.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Puts a lower layer below those given before.
     pub fn add_lower(&mut self, path: &Path) {
         self.lowers.push(path.to_owned());
@@ -232,12 +267,12 @@ impl Settings {
 
     /// Names the upper layer.
     pub fn set_upper(&mut self, path: &Path) -> Result<(), ConfigError> {
-        put_once(&mut self.upper, path, "upper directory")
+        put_once(&mut self.upper, path, "upper directory", self.compatible)
     }
 
     /// Names the work directory.
     pub fn set_work(&mut self, path: &Path) -> Result<(), ConfigError> {
-        put_once(&mut self.work, path, "work directory")
+        put_once(&mut self.work, path, "work directory", self.compatible)
     }
 
     /// Says when copies reach the disk; `volatile` alone says it too.
@@ -256,9 +291,9 @@ impl Settings {
     }
 
     /// Takes a list as it follows `-o`: `NAME` or `NAME=VALUE`, between commas. A backslash takes the meaning from the
-    /// character after it; empty options mean nothing.
+    /// character after it, and commas in a quoted value belong to that; empty options mean nothing.
     pub fn set_list(&mut self, list: &OsStr) -> Result<(), ConfigError> {
-        for option in split_unescaped(list.as_bytes(), b',').filter(|option| !option.is_empty()) {
+        for option in split_list(list.as_bytes()).into_iter().filter(|option| !option.is_empty()) {
             match option.iter().position(|b| *b == b'=') {
                 Some(at) => {
                     let (name, value) = option.split_at(at);
@@ -279,10 +314,7 @@ impl Settings {
             return Ok(());
         }
         let Some((name, action)) = OPTIONS.iter().find(|(known, _)| OsStr::new(known) == name) else {
-            if self.ignore_unknown {
-                return Ok(());
-            }
-            return wrong(format!("unknown mount option \"{}\": did you mean \"{}\"?", name.display(), nearest(name)));
+            return self.unknown(name);
         };
         match value {
             _ if *action == Action::Others => Ok(()),
@@ -290,6 +322,20 @@ impl Settings {
             Some(_) if !action.takes_value() => wrong(format!("the option {name} takes no value")),
             _ => self.apply(name, *action, value.unwrap_or_default()),
         }
+    }
+
+    fn unknown(&mut self, name: &OsStr) -> Result<(), ConfigError> {
+        if self.ignore_unknown || self.compatible && foreign::is_known(name) {
+            return Ok(());
+        }
+        let ours = OPTIONS.iter().filter(|(_, action)| !matches!(action, Action::Others | Action::Remount));
+        let nearest = nearest(name, ours.map(|(known, _)| *known));
+        if self.compatible {
+            let warning = format!("unknown mount option \"{}\" ignored: did you mean \"{nearest}\"?", name.display());
+            self.warnings.push(warning);
+            return Ok(());
+        }
+        wrong(format!("unknown mount option \"{}\": did you mean \"{nearest}\"?", name.display()))
     }
 
     fn apply(&mut self, name: &str, action: Action, value: &OsStr) -> Result<(), ConfigError> {
@@ -319,7 +365,11 @@ impl Settings {
                 ];
                 self.union.io = one_of(name, value, &values)?;
             }
-            Action::RedirectDir => self.union.redirect_dir = one_of(name, value, &[("on", true), ("off", false)])?,
+            Action::RedirectDir => {
+                // As the kernel has it: what is there is followed, and nothing added.
+                let values = [("on", true), ("off", false), ("follow", false)];
+                self.union.redirect_dir = one_of(name, value, &values)?;
+            }
             Action::Metacopy => self.metacopy = Some(one_of(name, value, &[("on", true), ("off", false)])?),
             Action::Xino => {
                 let values = [("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)];
@@ -334,8 +384,12 @@ impl Settings {
             Action::StaticNlink => self.union.static_nlink = true,
             Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
+            Action::Fsync => self.union.fsync = is_on(name, value)?,
+            Action::Threaded => self.threads = if is_on(name, value)? { None } else { Some(1) },
+            Action::Debug => self.foreground = true,
             Action::Source => self.source = source(value)?,
             Action::AllowOther => self.allow_other = true,
+            Action::AllowRoot => self.allow_root = true,
             Action::Set(flag) => self.flags.insert(flag),
             Action::Clear(flag) => self.flags.remove(flag),
             Action::Remount => {
@@ -347,10 +401,16 @@ impl Settings {
     }
 
     fn set_lowers(&mut self, value: &OsStr) -> Result<(), ConfigError> {
+        if self.compatible {
+            self.lowers.clear();
+        }
         if !self.lowers.is_empty() {
             return wrong("the lower directories are given twice: use either --lower or one lowerdir=".to_owned());
         }
         for path in split_unescaped(value.as_bytes(), b':') {
+            if path.is_empty() && self.compatible {
+                continue;
+            }
             if path.is_empty() {
                 return wrong(format!("lowerdir={}: there is an empty path between the colons", value.display()));
             }
@@ -370,12 +430,13 @@ impl Settings {
         }
         if self.upper.is_none()
             && let Some(work) = &self.work
+            && !self.compatible
         {
             return wrong(format!("the work directory {} needs an upper directory: add --upper", work.display()));
         }
         let mut union = self.union;
         // A layer that changes would change under its metadata copies; without redirects they could not be renamed as such.
-        let by_default = union.timeout != Some(Duration::ZERO) && union.redirect_dir;
+        let by_default = !self.compatible && union.timeout != Some(Duration::ZERO) && union.redirect_dir;
         union.metacopy = self.metacopy.unwrap_or(by_default);
         let mut flags = self.flags;
         let work = match &self.upper {
@@ -394,10 +455,15 @@ impl Settings {
                 trusted_lowers: self.trusted_lowers,
             },
             union,
-            mount: MountOptions { source: self.source, flags, allow_other: self.allow_other },
+            mount: MountOptions {
+                source: self.source,
+                flags,
+                allow_other: self.allow_other,
+                allow_root: self.allow_root,
+            },
             mountpoint: mountpoint.to_owned(),
             threads: self.threads.unwrap_or_else(default_threads),
-            foreground,
+            foreground: foreground || self.foreground,
         })
     }
 }
@@ -408,8 +474,8 @@ fn is_for_others(name: &OsStr) -> bool {
     name.starts_with(b"x-") || name.starts_with(b"X-")
 }
 
-fn put_once(place: &mut Option<PathBuf>, path: &Path, what: &str) -> Result<(), ConfigError> {
-    match place.replace(path.to_owned()) {
+fn put_once(place: &mut Option<PathBuf>, path: &Path, what: &str, again: bool) -> Result<(), ConfigError> {
+    match place.replace(path.to_owned()).filter(|_| !again) {
         None => Ok(()),
         Some(first) => wrong(format!("the {what} is given twice: {} and {}", first.display(), path.display())),
     }
@@ -458,6 +524,11 @@ fn id_map(name: &str, value: &OsStr) -> Result<IdMap, ConfigError> {
     IdMap::parse(&value.to_string_lossy()).or_else(|why| wrong(format!("{name}: {why}")))
 }
 
+/// For options that are 1 or 0.
+fn is_on(name: &str, value: &OsStr) -> Result<bool, ConfigError> {
+    one_of(name, value, &[("1", true), ("0", false)])
+}
+
 fn seconds(name: &str, value: &OsStr) -> Result<Duration, ConfigError> {
     let parsed = value.to_str().and_then(|text| text.parse::<f64>().ok());
     match parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
@@ -471,55 +542,6 @@ fn source(value: &OsStr) -> Result<OsString, ConfigError> {
         1..=SOURCE_MAX => Ok(value.to_owned()),
         _ => wrong(format!("the source is 1 to {SOURCE_MAX} bytes long: \"{}\"", value.display())),
     }
-}
-
-/// The parts between unescaped separators, their escapes still in them.
-fn split_unescaped(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
-    let mut escaped = false;
-    text.split(move |b| {
-        let cut = !escaped && *b == separator;
-        escaped = !escaped && *b == b'\\';
-        cut
-    })
-}
-
-/// A path without its escapes: a backslash gives way to the character after it.
-fn unescape(text: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => out.push(*bytes.next().unwrap_or(byte)),
-            _ => out.push(*byte),
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
-}
-
-/// The known option whose name takes the fewest changes to get to.
-fn nearest(name: &OsStr) -> &'static str {
-    let distance = |known: &str| edit_distance(name.as_bytes(), known.as_bytes());
-    let ours = OPTIONS.iter().filter(|(_, action)| !matches!(action, Action::Others | Action::Remount));
-    ours.map(|(known, _)| *known).min_by_key(|known| distance(known)).unwrap_or_default()
-}
-
-/// How many bytes have to be inserted, removed or replaced to turn one name into the other.
-fn edit_distance(from: &[u8], to: &[u8]) -> usize {
-    // `row` holds the distances of what is read of `from` to every beginning of `to`.
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (read, a) in from.iter().enumerate() {
-        let (mut diagonal, mut left) = (read, read + 1);
-        if let Some(first) = row.first_mut() {
-            *first = left;
-        }
-        for (cell, b) in row.iter_mut().skip(1).zip(to) {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = *cell;
-            left = replaced.min(diagonal + 1).min(left + 1);
-            *cell = left;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

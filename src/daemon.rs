@@ -2,6 +2,7 @@
 
 mod attached;
 mod logger;
+mod place;
 mod readiness;
 
 use std::process::ExitCode;
@@ -14,12 +15,12 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::config::Config;
 use crate::fuse::{ServeOptions, Server};
-use crate::sys::mount::{Mounter, Target};
 use crate::sys::process::{self, Fork, Inherited, Signals};
 use crate::union::Union;
 
 use attached::Attached;
 use logger::SystemLog;
+use place::Place;
 use readiness::Readiness;
 
 /// With fewer descriptors than this a union with many layers fails early.
@@ -105,13 +106,11 @@ fn prepare() -> anyhow::Result<Signals> {
 fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Result<()> {
     let signals = prepare()?;
     // Whatever can be wrong with the mount is found before the union changes anything on disk.
-    let mounter = Mounter::find()?;
-    let target = Target::open(&config.mountpoint)?;
-    mounter.check(&target, &config.mount)?;
+    let place = Place::find(&config.mountpoint, &config.mount)?;
     let options = ServeOptions { threads: config.threads, timeout: config.union.timeout };
     let union = Arc::new(Union::open(&config.stack, config.union)?);
-    let device = match mounter.mount(&target, &config.mount) {
-        Ok(device) => device,
+    let (device, mountpoint) = match place.mount(&config.mount) {
+        Ok(mounted) => mounted,
         Err(refused) => {
             if let Err(e) = union.abandon() {
                 log::warn!("the work directory can't be left as it was: {e}");
@@ -119,9 +118,10 @@ fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Re
             return Err(refused.into());
         }
     };
-    let attached = Attached::find(target.path().to_owned(), &device);
-    // An open mountpoint would keep the filesystem under it from being unmounted.
-    drop(target);
+    let attached = match mountpoint {
+        Some(mountpoint) => Attached::find(mountpoint, &device),
+        None => Attached::handed(&device),
+    };
     let served = attached.and_then(|attached| {
         let result = Server::start(union.clone(), device, options)
             .context("the kernel's FUSE does not answer")
@@ -150,8 +150,8 @@ fn run(
     {
         log::warn!("the work directory's lock can't tell of this mount: {e}");
     }
-    let on_signal = attached.clone();
-    spawn("signals", move || take_off_on_signals(&signals, &on_signal))?;
+    let (on_signal, ended) = (attached.clone(), union.clone());
+    spawn("signals", move || take_off_on_signals(&signals, &on_signal, &ended))?;
     if union.is_writable() {
         let committed = union.clone();
         spawn("commit", move || commit_batches(&committed))?;
@@ -189,10 +189,11 @@ fn commit_batches(union: &Union) {
 }
 
 /// Unmounts at SIGTERM and SIGINT; the server then ends by itself. SIGHUP means nothing to a daemon without a terminal.
-fn take_off_on_signals(signals: &Signals, attached: &Attached) {
+fn take_off_on_signals(signals: &Signals, attached: &Attached, union: &Union) {
     loop {
         match signals.wait() {
-            Ok(Signal::SIGTERM | Signal::SIGINT) => attached.take_off(),
+            Ok(Signal::SIGTERM | Signal::SIGINT) if attached.is_ours() => attached.take_off(),
+            Ok(Signal::SIGTERM | Signal::SIGINT) if attached.exists() => leave_to_its_maker(union),
             Ok(_) => {}
             Err(e) => {
                 log::error!("signals can't be waited for any more: {e}");
@@ -200,4 +201,13 @@ fn take_off_on_signals(signals: &Signals, attached: &Attached) {
             }
         }
     }
+}
+
+/// The mount is not ours to take off: it is left without a daemon. What was written is made durable; the rest is as after a
+/// daemon's crash, and the next mount's to clean up.
+fn leave_to_its_maker(union: &Union) -> ! {
+    if let Err(e) = union.commit() {
+        log::warn!("copies can't be made durable: {e}");
+    }
+    std::process::exit(0)
 }

@@ -1,5 +1,7 @@
 //! The union through a real mount: what it shows, what changes do to it, and what lasts.
 
+#[path = "mount/callers.rs"]
+mod callers;
 #[path = "mount/coherence.rs"]
 mod coherence;
 mod common;
@@ -61,6 +63,7 @@ fn main() {
         durability::tests(),
         life::tests(),
         helper::tests(),
+        callers::tests(),
     ];
     common::main(lists.into_iter().flatten().collect());
 }

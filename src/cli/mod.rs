@@ -1,7 +1,8 @@
 //! The command line.
 
-mod helper;
+mod links;
 mod mount;
+mod overlay;
 mod stats;
 mod umount;
 
@@ -26,8 +27,8 @@ const EXAMPLES: &str = "Examples:
   layerfs stats merged
   layerfs umount merged
 
-As mount(8) calls it:
-  layerfs SOURCE MOUNTPOINT -o lowerdir=base,upperdir=changes";
+As mount(8) and callers of fuse-overlayfs write it:
+  layerfs [SOURCE] MOUNTPOINT -o lowerdir=base,upperdir=changes,workdir=work";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -35,13 +36,14 @@ enum Command {
     #[command(alias = "unmount")]
     Umount(umount::Args),
     Stats(stats::Args),
+    InstallLinks(links::Args),
 }
 
 /// Runs the program with its arguments, its name the first, and returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    if helper::is_meant(&arguments, |word| Cli::command().find_subcommand(word).is_some()) {
-        return helper::run(&arguments);
+    if overlay::is_meant(&arguments, |word| Cli::command().find_subcommand(word).is_some()) {
+        return overlay::run(&arguments);
     }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -54,6 +56,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Stats(args) => stats::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::InstallLinks(args) => links::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|e| {
         eprintln!("layerfs: {e:#}");

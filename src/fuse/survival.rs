@@ -195,7 +195,8 @@ fn a_panic_in_any_operation_is_one_eio() {
     // Nothing is remembered: every request reaches the daemon.
     let timeout = Some(Duration::ZERO);
     let union = Arc::new(Union::open(&spec, Options { timeout, ..Options::default() }).unwrap());
-    let flags = MountOptions { source: "layerfs".into(), flags: MsFlags::empty(), allow_other: false };
+    let flags =
+        MountOptions { source: "layerfs".into(), flags: MsFlags::empty(), allow_other: false, allow_root: false };
     let device = mounter.mount(&target, &flags).unwrap();
     drop(target);
     let guard = Guard::new(&point);

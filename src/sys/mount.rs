@@ -3,6 +3,7 @@
 //! A process that may mount does it itself, through the descriptor-based calls or, where those are missing, mount(2):
 //! every parameter is then a value of its own and none can smuggle in another. Everybody else goes through fusermount3.
 
+mod handed;
 mod helper;
 mod info;
 
@@ -19,6 +20,7 @@ use nix::unistd::{getegid, geteuid};
 use super::{check, privilege};
 use crate::error::{Errno, SetupError};
 
+pub use handed::handed_device;
 pub use info::{MountEntry, mounts, mounts_of, top_at};
 
 /// The type that /proc/mounts shows.
@@ -65,6 +67,8 @@ pub struct MountOptions {
     /// Whether a mount made through fusermount3 is open to other users; one that we make ourselves always is, because
     /// the kernel checks permissions either way.
     pub allow_other: bool,
+    /// Whether root at least is to get into such a mount.
+    pub allow_root: bool,
 }
 
 /// A directory to mount on, opened before anything changes.

@@ -154,8 +154,7 @@ impl Union {
         self.counters.count(Op::Fsync);
         let inode = self.inode(ino)?;
         let Node::Other(file) = &inode.node else { return self.sync_dir(&inode) };
-        let volatile = self.options.durability == Durability::Volatile;
-        if volatile || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
+        if !self.syncs() || !file.read().layer.is_upper() || inode.kind != FileKind::Regular {
             return Ok(());
         }
         if self.commits.holds(&inode) {
@@ -180,11 +179,15 @@ impl Union {
         self.sync_dir(&*self.dir(ino)?)
     }
 
+    fn syncs(&self) -> bool {
+        self.options.fsync && self.options.durability != Durability::Volatile
+    }
+
     fn sync_dir(&self, dir: &Inode) -> Result<()> {
         let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
         let gone = node.state.read().removed.is_some();
         match node.view().upper {
-            Some(upper) if self.options.durability != Durability::Volatile && !gone => {
+            Some(upper) if self.syncs() && !gone => {
                 self.commit_in(dir)?;
                 sys::posix::fsync(self.stack.open_dir_readable(&upper)?)
             }

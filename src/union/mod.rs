@@ -85,6 +85,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// When the data of copies reaches the disk.
     pub durability: Durability,
+    /// fsync waits for the disk; else only batches reach it.
+    pub fsync: bool,
     /// Who reads and writes file data.
     pub io: Io,
     /// Which run of the machine this is; `None`: the one that the kernel says.
@@ -110,6 +112,7 @@ impl Default for Options {
         Self {
             timeout: None,
             durability: Durability::default(),
+            fsync: true,
             io: Io::default(),
             boot_id: None,
             redirect_dir: true,

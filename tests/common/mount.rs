@@ -260,9 +260,16 @@ impl Mount {
     /// Starts `layerfs mount -f` and waits until it is mounted.
     #[track_caller]
     pub fn start_foreground(arguments: &[OsString], point: &Path) -> Mount {
-        let mut mount = Mount::announce(point);
         let mut command = Command::new(layerfs_binary());
-        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]).stdin(Stdio::null());
+        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]);
+        Mount::start_foreground_by(command, point)
+    }
+
+    /// Like [`Mount::start_foreground`] by another command, as for [`Mount::attempt_by`].
+    #[track_caller]
+    pub fn start_foreground_by(mut command: Command, point: &Path) -> Mount {
+        let mut mount = Mount::announce(point);
+        command.stdin(Stdio::null());
         mount.mark(&mut command);
         mount.foreground = Some(command.spawn().expect("layerfs"));
         assert!(
@@ -310,6 +317,11 @@ impl Mount {
     pub fn foreground_status(&mut self) -> Option<ExitStatus> {
         let child = self.foreground.as_mut()?;
         wait_until(child, Instant::now() + Duration::from_secs(10))
+    }
+
+    /// The process in the foreground, to read from its pipes.
+    pub fn foreground(&mut self) -> &mut Child {
+        self.foreground.as_mut().expect("a mount in the foreground")
     }
 
     /// Detaches the mount of a daemon that was killed.

@@ -3,9 +3,11 @@
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -113,6 +115,23 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
         Errno::result(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
         Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid)).map(drop)
     }
+}
+
+/// Has a program that is to be started inherit a descriptor under this number.
+pub fn hand_over(command: &mut Command, descriptor: OwnedFd, number: RawFd) {
+    let give = move || {
+        let from = descriptor.as_raw_fd();
+        let done = if from == number {
+            // SAFETY: plain numbers; the descriptor is open.
+            unsafe { libc::fcntl(from, libc::F_SETFD, 0) }
+        } else {
+            // SAFETY: plain numbers; nothing in a program that is being started uses the one that is replaced.
+            unsafe { libc::dup2(from, number) }
+        };
+        Errno::result(done).map(drop).map_err(Into::into)
+    };
+    // SAFETY: what runs between fork and exec is a single system call.
+    unsafe { command.pre_exec(give) };
 }
 
 /// One entry as `getdents64` gives it.

@@ -80,7 +80,7 @@ fn a_mount_helper_says_why_it_fails() {
     };
     for (options, code, part) in [
         (missing.as_str(), 32, "missing"),
-        ("lowrdir=/x", 1, "lowerdir"),
+        ("lowerdir=/x,timeout=soon", 1, "number of seconds"),
         ("ro", 1, "no lower directory"),
         ("remount,rw", 1, "mount -i -o remount"),
     ] {
@@ -98,7 +98,7 @@ fn an_installed_helper() -> Option<String> {
     fs::symlink_metadata(HELPER).is_ok().then(|| format!("there is a {HELPER} already, which stays as it is"))
 }
 
-/// The installation that the README describes.
+/// The link that `layerfs install-links` makes.
 fn mount_finds_its_helper() {
     struct Installed(&'static str);
     impl Drop for Installed {

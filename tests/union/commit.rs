@@ -84,6 +84,19 @@ fn the_modes() {
 }
 
 #[test]
+fn fsync_can_be_left_to_the_batches() {
+    let layers = Layers::new(1);
+    layers.file(0, "f", "lower");
+    let view = layers.open_with(Options { fsync: false, ..options("first") });
+    view.write("f", 0, b"U").unwrap();
+    view.union.fsync(view.stat("f").unwrap().ino, false).unwrap();
+    view.union.fsyncdir(Union::ROOT, false).unwrap();
+    assert!(is_marked(&layers.upper("f")));
+    view.union.commit().unwrap();
+    assert!(!is_marked(&layers.upper("f")));
+}
+
+#[test]
 fn nothing_needs_a_commit_without_data() {
     let layers = Layers::new(1);
     layers.file(0, "empty", "");

@@ -62,6 +62,10 @@ pub fn check(mountpoint: &Path, options: &MountOptions) -> Result<(), SetupError
             format!("an ordinary user can't mount on a directory without the right to write there ({})", e.desc());
         return Err(SetupError::new(what, mountpoint, OWN_DIRECTORY));
     }
+    if options.allow_root && !options.allow_other {
+        let what = "an ordinary user can't open a mount to root alone (allow_root)";
+        return Err(SetupError::new(what, mountpoint, "leave allow_root out, or say allow_other"));
+    }
     // Who may not read the configuration leaves it to the helper.
     if options.allow_other && std::fs::read_to_string(CONFIGURATION).is_ok_and(|text| !permits_allow_other(&text)) {
         let what = "an ordinary user can't open a mount to others (allow_other)";
@@ -228,6 +232,7 @@ mod tests {
             source: OsString::from("a,suid\\"),
             flags: MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC,
             allow_other: true,
+            allow_root: false,
         };
         let list = option_list(&options);
         assert_eq!(list, r"fsname=a\,suid\\,subtype=layerfs,default_permissions,allow_other,ro,noexec");
