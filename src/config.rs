@@ -85,6 +85,8 @@ enum Action {
     CacheEntries,
     Fsync,
     Threaded,
+    NoXattrs,
+    Ino32,
     Debug,
     Source,
     AllowOther,
@@ -122,6 +124,7 @@ impl Action {
                 | Self::CacheEntries
                 | Self::Fsync
                 | Self::Threaded
+                | Self::NoXattrs
                 | Self::Source
         )
     }
@@ -153,6 +156,8 @@ const OPTIONS: &[(&str, Action)] = &[
     // Of fuse-overlayfs.
     ("fsync", Action::Fsync),
     ("threaded", Action::Threaded),
+    ("noxattrs", Action::NoXattrs),
+    ("ino32_t", Action::Ino32),
     ("debug", Action::Debug),
     ("source", Action::Source),
     ("fsname", Action::Source),
@@ -386,6 +391,9 @@ impl Settings {
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
             Action::Fsync => self.union.fsync = is_on(name, value)?,
             Action::Threaded => self.threads = if is_on(name, value)? { None } else { Some(1) },
+            Action::NoXattrs if is_on(name, value)? => (self.union.xattrs, self.union.acl) = (false, false),
+            Action::NoXattrs => self.union.xattrs = true,
+            Action::Ino32 => self.union.ino32 = true,
             Action::Debug => self.foreground = true,
             Action::Source => self.source = source(value)?,
             Action::AllowOther => self.allow_other = true,

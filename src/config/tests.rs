@@ -84,6 +84,18 @@ fn values_are_read() {
 }
 
 #[test]
+fn names_of_fuse_overlayfs() {
+    let union = |list: &str| config(&format!("lowerdir=/a,{list}")).unwrap().union;
+    assert!(!union("fsync=0").fsync && union("fsync=0,fsync=1").fsync);
+    let without = union("noxattrs=1");
+    assert!(!without.xattrs && !without.acl && union("noxattrs=0").acl);
+    assert!(union("ino32_t").ino32 && !union("ro").ino32);
+    assert!(config("lowerdir=/a,debug").unwrap().foreground);
+    assert_eq!(config("lowerdir=/a,threaded=0").unwrap().threads, 1);
+    assert!(complaint("lowerdir=/a,kernel_cache").contains("unknown"));
+}
+
+#[test]
 fn durability_is_said_once() {
     let durability = |list: &str| config(&format!("lowerdir=/a,upperdir=/u,{list}")).unwrap().union.durability;
     assert_eq!(durability("noatime"), Durability::Batched);

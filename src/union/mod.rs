@@ -97,12 +97,16 @@ pub struct Options {
     pub metacopy: bool,
     /// POSIX ACLs; without them their attributes are answered with EOPNOTSUPP.
     pub acl: bool,
+    /// Extended attributes; without them all are answered with EOPNOTSUPP.
+    pub xattrs: bool,
     /// Inode numbers over several filesystems.
     pub xino: Xino,
     /// Owners and groups that are others in the layers.
     pub ids: Ids,
     /// Every directory shows one link, instead of how many directories it holds.
     pub static_nlink: bool,
+    /// Inode numbers have to do with 32 bits.
+    pub ino32: bool,
     /// Bound of the lookup cache, in names; 0 turns it off.
     pub cache_entries: usize,
 }
@@ -118,9 +122,11 @@ impl Default for Options {
             redirect_dir: true,
             metacopy: true,
             acl: true,
+            xattrs: true,
             xino: Xino::Auto,
             ids: Ids::default(),
             static_nlink: false,
+            ino32: false,
             cache_entries: 16 * 1024,
         }
     }
@@ -167,7 +173,7 @@ impl Union {
         let stack = Stack::open(spec, options.durability == Durability::Volatile)?;
         stack.recover(&boot)?;
         let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
-        let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino);
+        let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino, options.ino32);
         Ok(Self {
             table: inode_table::InodeTable::new(Arc::new(Inode::root(&stack))),
             numbers,

@@ -26,8 +26,8 @@ impl Union {
             return answer;
         }
         if self.hides(name.to_bytes()) {
-            // The kernel asks whenever it checks permissions, and fails with whatever else is answered.
-            return Err(Errno::ENODATA);
+            // For ACLs the kernel asks whenever it checks permissions, and fails with whatever else is answered.
+            return Err(if acl::is_acl(name.to_bytes()) { Errno::ENODATA } else { Errno::EOPNOTSUPP });
         }
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
@@ -185,7 +185,7 @@ impl Union {
 
     /// Whether an attribute is one of those that this mount is to be without.
     fn hides(&self, name: &[u8]) -> bool {
-        !self.options.acl && acl::is_acl(name)
+        !self.options.xattrs || !self.options.acl && acl::is_acl(name)
     }
 
     fn check_settable(&self, name: &CStr) -> Result<()> {

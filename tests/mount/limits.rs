@@ -111,18 +111,22 @@ fn without_acls() {
 
 /// The kernel asks for ACLs all the same, before it lets anybody but the owner in.
 fn without_acls_modes_decide() {
-    let mut union = Union::new(1).arguments(&["--noacl"]);
-    put(union.lower(0, "dir/open"), "x");
-    put(union.lower(0, "dir/closed"), "x");
-    chmod(union.lower(0, "dir/open"), 0o664);
-    chmod(union.lower(0, "dir/closed"), 0o640);
-    union.mount();
-    as_user(65534, 65534, || {
-        assert_eq!(read(union.at("dir/open")), "x");
-        fails(fs::read(union.at("dir/closed")), Errno::EACCES);
-        fails(fs::write(union.at("dir/open"), "y"), Errno::EACCES);
-    });
-    union.umount();
+    for without in ["noacl", "noxattrs=1"] {
+        let mut union = Union::new(1).arguments(&["-o", without]);
+        put(union.lower(0, "dir/open"), "x");
+        put(union.lower(0, "dir/closed"), "x");
+        chmod(union.lower(0, "dir/open"), 0o664);
+        chmod(union.lower(0, "dir/closed"), 0o640);
+        union.mount();
+        as_user(65534, 65534, || {
+            assert_eq!(read(union.at("dir/open")), "x");
+            fails(fs::read(union.at("dir/closed")), Errno::EACCES);
+            fails(fs::write(union.at("dir/open"), "y"), Errno::EACCES);
+        });
+        append(union.at("dir/closed"), "y");
+        union.umount();
+        assert_eq!(read(union.upper("dir/closed")), "xy");
+    }
 }
 
 /// With `timeout=0` each write says it itself; by default pages are gathered first, as on filesystems that allocate late.

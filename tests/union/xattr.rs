@@ -1,7 +1,7 @@
 //! Extended attributes.
 
 use layerfs::error::Errno;
-use layerfs::union::Union;
+use layerfs::union::{Options, Union};
 use nix::libc::{XATTR_CREATE, XATTR_REPLACE};
 
 use super::fixture::{Layers, me, privileged, set_xattr, xname};
@@ -97,4 +97,24 @@ fn the_statistics_are_not_part_of_the_tree() {
     let view = layers.open();
     let listed = view.union.listxattr(Union::ROOT).unwrap();
     assert!(listed.is_empty(), "{}", listed.escape_ascii());
+}
+
+/// What they hold is kept for a mount that shows them.
+#[test]
+fn a_union_can_be_without_them() {
+    let layers = Layers::new(1);
+    let file = layers.file(0, "f", "");
+    set_xattr(&file, "user.x", b"v").unwrap();
+    let view = layers.open_with(Options { xattrs: false, acl: false, ..Options::default() });
+    let held = view.hold("f").unwrap();
+    assert_eq!(view.get_xattr("f", "user.x"), Err(Errno::EOPNOTSUPP));
+    assert_eq!(view.get_xattr("f", "system.posix_acl_access"), Err(Errno::ENODATA));
+    assert_eq!(view.set_xattr("f", "user.y", b"v"), Err(Errno::EOPNOTSUPP));
+    assert_eq!(view.union.removexattr(held.ino, &xname("user.x")), Err(Errno::EOPNOTSUPP));
+    assert!(view.xattrs("f").unwrap().is_empty());
+    assert!(view.get_xattr("", "user.layerfs.stats").is_ok());
+    view.write("f", 0, b"x").unwrap();
+    drop(held);
+    view.close();
+    assert_eq!(layers.open().get_xattr("f", "user.x").unwrap(), b"v");
 }

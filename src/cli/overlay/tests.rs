@@ -115,7 +115,7 @@ fn the_words_of_mount() {
 fn everything_that_fuse_overlayfs_takes_is_taken() {
     let all = "-o,,allow_root,default_permissions,suid,nosuid,dev,nodev,exec,noexec,atime,noatime,diratime,nodiratime,\
                rw,lazytime,nolazytime,splice_write,splice_read,splice_move,kernel_cache,max_write,max_write=4096,nonempty,\
-               fsname=x,subtype=y,private,redirect_dir=off,xino=off,timeout=1.5,threaded=0,fsync=0,volatile,noacl, \
+               fsname=x,subtype=y,private,redirect_dir=off,xino=off,timeout=1.5,threaded=0,fsync=0,volatile,noacl,noxattrs=1,ino32_t \
                -o context=\"system_u:object_r:container_file_t:s0:c1,c2\",fast_ino=1,debug";
     let config = config(&format!("fuse-overlayfs {all} -olowerdir=/a,upperdir=/u /mnt"));
     assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
