@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::mount::MsFlags;
 
 use crate::layer::StackSpec;
+use crate::layer::override_stat::Form;
 use crate::sys::mount::MountOptions;
 use crate::union::{Durability, IdMap, Io, Options, Xino};
 
@@ -81,6 +82,7 @@ enum Action {
     SquashToUid,
     SquashToGid,
     StaticNlink,
+    XattrPermissions,
     Threads,
     CacheEntries,
     Fsync,
@@ -120,6 +122,7 @@ impl Action {
                 | Self::GidMapping
                 | Self::SquashToUid
                 | Self::SquashToGid
+                | Self::XattrPermissions
                 | Self::Threads
                 | Self::CacheEntries
                 | Self::Fsync
@@ -151,6 +154,7 @@ const OPTIONS: &[(&str, Action)] = &[
     ("squash_to_uid", Action::SquashToUid),
     ("squash_to_gid", Action::SquashToGid),
     ("static_nlink", Action::StaticNlink),
+    ("xattr_permissions", Action::XattrPermissions),
     ("threads", Action::Threads),
     ("cache_entries", Action::CacheEntries),
     // Of fuse-overlayfs.
@@ -215,6 +219,7 @@ pub struct Settings {
     work: Option<PathBuf>,
     userxattr: bool,
     trusted_lowers: bool,
+    xattr_permissions: Option<Form>,
     union: Options,
     durability: Option<Durability>,
     metacopy: Option<bool>,
@@ -237,6 +242,7 @@ impl Default for Settings {
             work: None,
             userxattr: false,
             trusted_lowers: false,
+            xattr_permissions: None,
             union: Options::default(),
             durability: None,
             metacopy: None,
@@ -387,6 +393,10 @@ impl Settings {
             Action::SquashToUid => self.union.ids.squash_to_uid = Some(id(name, value)?),
             Action::SquashToGid => self.union.ids.squash_to_gid = Some(id(name, value)?),
             Action::StaticNlink => self.union.static_nlink = true,
+            Action::XattrPermissions => {
+                let values = [("0", None), ("1", Some(Form::Security)), ("2", Some(Form::User))];
+                self.xattr_permissions = one_of(name, value, &values)?;
+            }
             Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
             Action::Fsync => self.union.fsync = is_on(name, value)?,
@@ -461,6 +471,7 @@ impl Settings {
                 work,
                 userxattr: self.userxattr,
                 trusted_lowers: self.trusted_lowers,
+                xattr_permissions: self.xattr_permissions,
             },
             union,
             mount: MountOptions {

@@ -37,6 +37,8 @@ mod metacopy;
 mod open_files;
 #[path = "mount/passthrough.rs"]
 mod passthrough;
+#[path = "mount/permissions.rs"]
+mod permissions;
 #[path = "mount/rename.rs"]
 mod rename;
 #[path = "mount/view.rs"]
@@ -50,6 +52,7 @@ fn main() {
         copy_ways::tests(),
         copying::tests(),
         passthrough::tests(),
+        permissions::tests(),
         rename::tests(),
         identity::tests(),
         ids::tests(),

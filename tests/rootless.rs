@@ -17,6 +17,8 @@ mod life;
 mod marks;
 #[path = "mount/open_files.rs"]
 mod open_files;
+#[path = "mount/permissions.rs"]
+mod permissions;
 #[path = "mount/rename.rs"]
 mod rename;
 #[path = "rootless/unmapped.rs"]
@@ -77,6 +79,7 @@ fn main() {
         open_files::tests(),
         deep::tests(),
         life::tests(),
+        permissions::tests(),
         attributes::tests(),
         opening::tests(),
         data::tests(),

@@ -23,6 +23,7 @@ mod union {
     mod memory;
     mod metacopy;
     mod on_disk;
+    mod permissions;
     mod reach;
     mod read_only;
     mod readdir;

@@ -144,6 +144,9 @@ fn ids_are_mapped_and_squashed() {
     assert_eq!(union.ids.uids, IdMap::parse("0:1000:1:1:100000:65535").unwrap());
     assert_eq!((union.ids.shown_uid(1), union.ids.shown_gid(1), union.static_nlink), (0, 7, true));
     assert_eq!(union.ids.new_gid(5), Ok(0));
+    let kept =
+        ["0", "1", "2"].map(|n| config(&format!("lowerdir=/a,xattr_permissions={n}")).unwrap().stack.xattr_permissions);
+    assert_eq!(kept, [None, Some(Form::Security), Some(Form::User)]);
 }
 
 #[test]
@@ -187,6 +190,7 @@ fn values_of_another_form_are_told() {
         ("gidmapping=0:0:10:5:20:1", "gidmapping: the id 5 is in it twice"),
         ("squash_to_uid=4294967295", "from 0 to 4294967294"),
         ("squash_to_root=1", "takes no value"),
+        ("xattr_permissions=3", "0, 1, 2"),
         ("lowerdir", "needs a value"),
         ("ro=1", "takes no value"),
         ("source=", "1 to 255 bytes"),

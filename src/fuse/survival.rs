@@ -191,6 +191,7 @@ fn a_panic_in_any_operation_is_one_eio() {
         work: Some(work),
         userxattr: false,
         trusted_lowers: false,
+        xattr_permissions: None,
     };
     // Nothing is remembered: every request reaches the daemon.
     let timeout = Some(Duration::ZERO);

@@ -9,6 +9,7 @@ pub mod index;
 pub mod marks;
 pub mod object_marks;
 pub mod origin;
+pub mod override_stat;
 pub mod parked;
 pub mod preflight;
 pub mod private;

@@ -15,6 +15,7 @@ use crate::error::{Errno, Result as OpResult, SetupError};
 use crate::layer::StackSpec;
 use crate::layer::busy;
 use crate::layer::marks::{Mark, Namespace};
+use crate::layer::override_stat::Form;
 use crate::layer::real::ObjKey;
 use crate::sys;
 use crate::sys::mount::mount_id;
@@ -35,6 +36,10 @@ pub fn check(spec: &StackSpec) -> Result<()> {
         return Err(SetupError::new("there is no lower directory", option, "name at least one"));
     }
     let lowers = open_lowers(&spec.lowers)?;
+    if spec.xattr_permissions == Some(Form::Security) && !sys::privilege::is_privileged() {
+        let what = format!("only root can keep permissions in {:?}", Form::Security.name());
+        return Err(SetupError::new(what, Path::new("xattr_permissions=1"), "use xattr_permissions=2"));
+    }
     let Some(upper_path) = &spec.upper else { return Ok(()) };
     let upper = Dir::open(upper_path, "upper")?;
     check_writable(&upper, "upper")?;
@@ -313,6 +318,7 @@ mod tests {
             work: Some(at.path().join(work)),
             userxattr: true,
             trusted_lowers: false,
+            xattr_permissions: None,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::layer::override_stat::Form;
+
 /// The directories of a union, as its user names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StackSpec {
@@ -15,4 +17,6 @@ pub struct StackSpec {
     pub userxattr: bool,
     /// Believe metacopy and device marks on files of the lower layers.
     pub trusted_lowers: bool,
+    /// Keep owner and permissions in an attribute.
+    pub xattr_permissions: Option<Form>,
 }

@@ -13,6 +13,7 @@ use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::copy::Copier;
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
+use crate::layer::override_stat::Form;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
 use crate::layer::upper::UpperObject;
 use crate::layer::{StackSpec, Upper, preflight, work};
@@ -53,6 +54,7 @@ pub struct Stack {
     namespace: Namespace,
     privileged: bool,
     trusted_lowers: bool,
+    xattr_permissions: Option<Form>,
     pub(super) fds: Arc<DirFds>,
     /// Held exclusively while a directory of upper moves, shared while one is found again by its place.
     pub(super) places: RwLock<()>,
@@ -81,7 +83,7 @@ impl Stack {
         }
         let upper = opened_work.map(|work| {
             let copier = Copier::probe(work.stage.as_fd(), &sources(&layers));
-            Upper::new(work, namespace, copier)
+            Upper::new(work, namespace, spec.xattr_permissions, copier)
         });
         Ok(Self {
             layers,
@@ -89,6 +91,7 @@ impl Stack {
             namespace,
             privileged,
             trusted_lowers: spec.trusted_lowers,
+            xattr_permissions: spec.xattr_permissions,
             fds,
             places: RwLock::new(()),
         })
@@ -122,6 +125,11 @@ impl Stack {
     /// Whether the marks of files in a layer count.
     pub fn trusts(&self, layer: LayerId) -> bool {
         layer.is_upper() || self.trusted_lowers
+    }
+
+    /// Where owner and permissions are kept, if not on the objects themselves.
+    pub fn xattr_permissions(&self) -> Option<Form> {
+        self.xattr_permissions
     }
 
     /// The number of open directory descriptors, the layers' roots included.

@@ -10,6 +10,7 @@ use nix::unistd::UnlinkatFlags;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Namespace;
+use crate::layer::override_stat::{Form, OverrideStat};
 use crate::layer::real::ObjKey;
 use crate::layer::work;
 use crate::name::Name;
@@ -177,8 +178,8 @@ fn rename_from(from: (BorrowedFd<'_>, &CStr), to: (BorrowedFd<'_>, &CStr), flags
     }
 }
 
-/// Copies every xattr but the marks; ACLs and capabilities are among them. True if there was an ACL, which sets the mode.
-fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result<bool> {
+/// Copies every xattr but the marks and, where they are kept in one, owner and permissions; ACLs and capabilities are among them. True if there was an ACL, which sets the mode.
+fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace, permissions: bool) -> Result<bool> {
     let names = match sys::xattr::list(from) {
         Err(Errno::EOPNOTSUPP) => return Ok(false),
         names => names?,
@@ -186,7 +187,8 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace) -> Result
     let mut acl = false;
     for name in names.split_inclusive(|b| *b == 0) {
         let Ok(attr) = CStr::from_bytes_with_nul(name) else { continue };
-        if namespace.to_shown(attr.to_bytes()).is_none() {
+        let is_permission = Form::hides(attr.to_bytes()) || attr.to_bytes().starts_with(b"system.posix_acl_");
+        if namespace.to_shown(attr.to_bytes()).is_none() || permissions && is_permission {
             continue;
         }
         let value = match sys::xattr::get(from, attr) {
@@ -217,10 +219,23 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
 }
 
 /// Gives a staged object the owner of another, and then what a change of owner would take away: its xattrs and its mode. Last the
-/// times. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits. Returns which object it is.
-pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, namespace: Namespace) -> Result<ObjKey> {
+/// times. With `permissions`, what `st` says of them is only kept in that attribute. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits. Returns which object it is.
+pub(super) fn copy_metadata(
+    from: Target<'_>,
+    st: &Stat,
+    to: BorrowedFd<'_>,
+    namespace: Namespace,
+    permissions: Option<Form>,
+) -> Result<ObjKey> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
+    let times =
+        || sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1));
+    if let Some(form) = permissions.filter(|_| Form::is_for(&own)) {
+        copy_xattrs(from, Target::Fd(to), namespace, true)?;
+        sys::xattr::set(Target::Fd(to), form.name(), &OverrideStat::of(st).encode(), 0)?;
+        return times().map(|()| ObjKey::from(&own));
+    }
     if (own.uid, own.gid) != (st.uid, st.gid) {
         match sys::file::chown_fd(to, Some(st.uid), Some(st.gid)) {
             Err(Errno::EPERM | Errno::EINVAL) => {
@@ -231,10 +246,9 @@ pub(super) fn copy_metadata(from: Target<'_>, st: &Stat, to: BorrowedFd<'_>, nam
         }
     }
     // Of ours, so that we may set its xattrs, until it has them; an ACL among them sets the mode too.
-    let acl = copy_xattrs(from, Target::Fd(to), namespace)?;
+    let acl = copy_xattrs(from, Target::Fd(to), namespace, permissions.is_some())?;
     if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || acl) {
         sys::file::chmod_fd(to, mode)?;
     }
-    sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))?;
-    Ok(ObjKey::from(&own))
+    times().map(|()| ObjKey::from(&own))
 }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::error::{Errno, Result, SetupError};
 use crate::layer::copy::{Copier, CopyKind};
 use crate::layer::marks::{Mark, Namespace};
+use crate::layer::override_stat::Form;
 use crate::layer::private::PrivateMarks;
 use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
@@ -83,6 +84,8 @@ impl UpperObject {
 pub struct Upper {
     pub(super) work: WorkDir,
     pub(super) namespace: Namespace,
+    /// Where owner and permissions are kept, if not on the objects themselves.
+    pub(super) xattr_permissions: Option<Form>,
     pub(super) private: PrivateMarks,
     /// The directory of the index, once it exists.
     pub(super) index: OnceLock<OwnedFd>,
@@ -179,7 +182,12 @@ impl Stack {
 }
 
 impl Upper {
-    pub(super) fn new(work: WorkDir, namespace: Namespace, copier: Copier) -> std::result::Result<Self, SetupError> {
+    pub(super) fn new(
+        work: WorkDir,
+        namespace: Namespace,
+        xattr_permissions: Option<Form>,
+        copier: Copier,
+    ) -> std::result::Result<Self, SetupError> {
         let private = PrivateMarks::open(work.private.as_fd()).map_err(|e| {
             let path = std::path::Path::new("layerfs/marks in the work directory");
             SetupError::new(format!("can't read the private marks ({e})"), path, "check its owner and mode")
@@ -187,6 +195,7 @@ impl Upper {
         Ok(Self {
             work,
             namespace,
+            xattr_permissions,
             private,
             lists: Lists::default(),
             stager: Stager::default(),
@@ -272,7 +281,8 @@ impl Upper {
     /// The same with the mode that it is going to have, if the umask lets it.
     pub fn stage_file_as(&self, mode: u32) -> Result<Staged<'_>> {
         self.work.begin()?;
-        self.stager.file(self.work.stage.as_fd(), mode & 0o777 | 0o600)
+        let mode = if self.xattr_permissions.is_some() { 0 } else { mode & 0o777 };
+        self.stager.file(self.work.stage.as_fd(), mode | 0o600)
     }
 
     /// An empty directory in the making.
@@ -353,7 +363,7 @@ impl Upper {
 
     /// Copies xattrs, then owner, mode and times of a lower object onto a staged one; returns which object that is.
     pub fn copy_metadata(&self, from: Target<'_>, st: &Stat, to: &Staged<'_>) -> Result<ObjKey> {
-        stage::copy_metadata(from, st, to.fd(), self.namespace)
+        stage::copy_metadata(from, st, to.fd(), self.namespace, self.xattr_permissions)
     }
 
     /// A second descriptor of an object, for its data.

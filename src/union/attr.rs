@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 
 use crate::error::{Errno, Result};
+use crate::layer::override_stat::Form;
 use crate::layer::upper::{AsUpper, UpperObject};
 use crate::layer::{ObjKey, Upper};
 use crate::sys;
@@ -174,12 +175,18 @@ pub struct SetAttr {
     pub before_write: bool,
 }
 
+impl SetAttr {
+    fn of_mode(mode: u32) -> Self {
+        Self { mode: Some(mode), ..Self::default() }
+    }
+}
+
 /// The set-id bits.
 const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 
 /// What is left of a mode when somebody without privilege changes the file. As on Linux since 6.2: set-group-id without x
 /// for the group, once mandatory locking, stays for a member of the group only.
-fn without_set_id(mode: u32, may_keep_group: bool) -> u32 {
+pub(super) fn without_set_id(mode: u32, may_keep_group: bool) -> u32 {
     let keeps_set_gid = mode & 0o010 == 0 && may_keep_group;
     mode & !(libc::S_ISUID | if keeps_set_gid { 0 } else { libc::S_ISGID })
 }
@@ -238,7 +245,10 @@ impl Union {
             Node::Other(file) => file.read().data().map_or(st.blocks, |data| data.blocks),
         };
         let time = |(sec, nsec)| Time { sec, nsec };
-        let (uid, gid) = self.owner(inode, st);
+        let ((uid, gid), st) = match self.override_of(inode, st)? {
+            Some(said) => (self.options.ids.shown_owner(&said.apply(st)), &said.apply(st)),
+            None => (self.owner(inode, st), st),
+        };
         Ok(Attr {
             ino: inode.number,
             // A device 0:0 is stored as an empty regular file.
@@ -299,7 +309,7 @@ impl Union {
                     return Ok(*attr);
                 }
                 let real = self.ensure_upper_dir(&inode)?;
-                self.apply(upper, &self.stack.open_upper(&real)?, &stored)?;
+                self.apply(upper, &inode, &self.stack.open_upper(&real)?, &stored)?;
             }
             Node::Other(_) => {
                 if change.size.is_some() && inode.kind != FileKind::Regular {
@@ -334,7 +344,9 @@ impl Union {
         match change.mtime {
             Some(SetTime::At(mtime)) => Ok(self.stat_file(inode)?.mtime == (mtime.sec, mtime.nsec)),
             Some(SetTime::Now) => Ok(false),
-            None => Ok(self.stat_file(inode)?.mode & SET_ID == 0 && !self.has_capability(inode)?),
+            None => {
+                Ok(self.kept_stat(inode, self.stat_file(inode)?)?.mode & SET_ID == 0 && !self.has_capability(inode)?)
+            }
         }
     }
 
@@ -349,7 +361,7 @@ impl Union {
                 upper.set_times(&file, TimeChange::Omit, TimeChange::At(before.mtime.0, before.mtime.1))?;
             }
             if !sys::privilege::may_keep_setid(caller.uid, caller.pid) {
-                self.drop_privileges(upper, caller, &file)?;
+                self.drop_privileges(upper, caller, inode, &file)?;
             }
         }
         if *change == (SetAttr { before_write: change.before_write, ..SetAttr::default() }) {
@@ -358,7 +370,7 @@ impl Union {
             return if change.before_write && sys::privilege::may_keep_setid(caller.uid, caller.pid) {
                 drop_capabilities(upper, &object)
             } else {
-                self.drop_privileges(upper, caller, &object)
+                self.drop_privileges(upper, caller, inode, &object)
             };
         }
         if let (Some(time), Node::Other(file)) = (change.mtime, &inode.node) {
@@ -373,31 +385,34 @@ impl Union {
         // The data of a metadata copy comes without its old attributes.
         let _one = inode.copy_up.lock();
         let chown = change.uid.is_some() || change.gid.is_some();
-        let before = if chown { Some(sys::file::stat(object.as_fd())?) } else { None };
-        self.apply(upper, &object, &rest)?;
+        let before = if chown { Some(self.kept_stat(inode, sys::file::stat(object.as_fd())?)?) } else { None };
+        self.apply(upper, inode, &object, &rest)?;
         // The filesystem decides by our rights whether this bit stays, which are not the caller's.
         if before.is_some_and(|st| st.mode & libc::S_ISGID != 0 && !self.may_keep_group(caller, &st)) {
-            let mode = sys::file::stat(object.as_fd())?.mode & 0o7777;
-            upper.chmod(&object, mode & !libc::S_ISGID)?;
+            let mode = self.kept_stat(inode, sys::file::stat(object.as_fd())?)?.mode & 0o7777;
+            self.apply(upper, inode, &object, &SetAttr::of_mode(mode & !libc::S_ISGID))?;
         }
         Ok(())
     }
 
     /// Takes set-id bits and capabilities off a file, as a write by somebody without privilege does, and a chown.
-    fn drop_privileges(&self, upper: &Upper, caller: &Caller, object: &UpperObject) -> Result<()> {
-        let stat = sys::file::stat(object.as_fd())?;
+    fn drop_privileges(&self, upper: &Upper, caller: &Caller, inode: &Inode, object: &UpperObject) -> Result<()> {
+        let stat = self.kept_stat(inode, sys::file::stat(object.as_fd())?)?;
         let mode = stat.mode & 0o7777;
         if mode & SET_ID != 0 {
-            upper.chmod(object, without_set_id(mode, self.may_keep_group(caller, &stat)))?;
+            let mode = without_set_id(mode, self.may_keep_group(caller, &stat));
+            self.apply(upper, inode, object, &SetAttr::of_mode(mode))?;
         }
         drop_capabilities(upper, object)
     }
 
     /// Owner first: changing it drops set-id bits that the new mode may want.
-    fn apply(&self, upper: &Upper, object: &impl AsUpper, change: &SetAttr) -> Result<()> {
-        self.chown_object(upper, object, change.uid, change.gid)?;
-        if let Some(mode) = change.mode {
-            upper.chmod(object, mode & 0o7777)?;
+    fn apply(&self, upper: &Upper, inode: &Inode, object: &impl AsUpper, change: &SetAttr) -> Result<()> {
+        if !self.change_override(upper, inode, object, change)? {
+            self.chown_object(upper, object, change.uid, change.gid)?;
+            if let Some(mode) = change.mode {
+                upper.chmod(object, mode & 0o7777)?;
+            }
         }
         if change.atime.is_some() || change.mtime.is_some() {
             let time = |t: Option<SetTime>| t.map_or(TimeChange::Omit, SetTime::change);
@@ -406,7 +421,8 @@ impl Union {
         Ok(())
     }
 
-    /// Gives an object to stored ids. Where another owner is shown anyway, one that it can't get doesn't matter.
+    /// Gives an object to stored ids. Where another owner is shown anyway, one that it can't get doesn't matter, nor for what
+    /// takes no attribute where owners are kept in one.
     pub(super) fn chown_object(
         &self,
         upper: &Upper,
@@ -418,7 +434,11 @@ impl Union {
             return Ok(());
         }
         match upper.chown(object, uid, gid) {
-            Err(Errno::EPERM | Errno::EINVAL) if self.options.ids.is_squashed() => Ok(()),
+            Err(Errno::EPERM | Errno::EINVAL)
+                if self.options.ids.is_squashed() || self.stack.xattr_permissions() == Some(Form::User) =>
+            {
+                Ok(())
+            }
             done => done,
         }
     }
@@ -443,7 +463,7 @@ impl Union {
     }
 }
 
-fn drop_capabilities(upper: &Upper, object: &UpperObject) -> Result<()> {
+pub(super) fn drop_capabilities(upper: &Upper, object: &impl AsUpper) -> Result<()> {
     match upper.remove_xattr(object, CAPABILITY) {
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => Ok(()),
         done => done,

@@ -86,7 +86,7 @@ impl Union {
             upper.chmod(&staged, 0o755)?;
         } else {
             let fd = self.stack.open_dir(&lower)?;
-            let stat = sys::file::stat(&*fd)?;
+            let stat = self.stack.overridden(Target::Dir(fd.as_fd()), sys::file::stat(&*fd)?)?;
             if stat.immutable {
                 return Err(Errno::EPERM);
             }
@@ -310,7 +310,7 @@ impl Union {
             Some(OpenFile::Read(file)) => file.clone(),
             _ => Arc::new(self.stack.open_path(dir, name, key)?),
         };
-        let stat = sys::file::stat(&lower)?;
+        let stat = self.stack.overridden(Target::Fd(lower.as_fd()), sys::file::stat(&lower)?)?;
         let null_device = inode.kind == FileKind::CharDevice && stat.is_file();
         if !null_device && FileKind::from_mode(stat.mode)? != inode.kind {
             // Another object got the number of the one that was here.
@@ -326,7 +326,7 @@ impl Union {
                 let target = std::ffi::CString::new(sys::file::read_link(lower.as_fd())?).map_err(|_| Errno::EIO)?;
                 upper.stage_symlink(&target)?
             }
-            _ => upper.stage_node(stat.mode, stat.rdev)?,
+            _ => upper.stage_special(stat.mode, stat.rdev)?,
         };
         // The metadata of a lower file may be in another layer than its data.
         let data = Self::data_of(dir, name, &stat, data);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::Mark;
+use crate::layer::override_stat::{Form, OverrideStat};
 use crate::layer::stage::{Over, Staged};
 use crate::layer::upper::{AsUpper, UpperFd, UpperObject};
 use crate::layer::{ObjKey, Upper, UpperDir};
@@ -33,6 +34,8 @@ struct Birth {
     uid: u32,
     gid: u32,
     mode: u32,
+    /// The type and number of what may have to be stored as a regular file.
+    special: Option<(u32, u64)>,
     /// Whether its directory hands its set-group-id bit down to directories.
     inherits_group: bool,
     /// Its directory's default ACL, for who can't let the filesystem apply it.
@@ -53,7 +56,12 @@ impl Union {
 
     fn create_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode)?;
-        let (object, stat) = match place.upper.create_file(&place.fd, place.name, birth.mode) {
+        let created = if self.must_stage() {
+            Err(Errno::EEXIST)
+        } else {
+            place.upper.create_file(&place.fd, place.name, birth.mode)
+        };
+        let (object, stat) = match created {
             // The union shows nothing here, so it is a whiteout.
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_file()?;
@@ -87,11 +95,17 @@ impl Union {
             if kind == FileKind::CharDevice && rdev == 0 {
                 return self.null_device_at(place, caller, mode & 0o7777);
             }
-            let birth = self.birth(place, caller, mode & 0o7777)?;
+            let mut birth = self.birth(place, caller, mode & 0o7777)?;
+            birth.special = Some((kind.to_mode(), rdev));
             let full = kind.to_mode() | birth.mode;
-            let stat = match place.upper.create_node(&place.fd, place.name, full, rdev) {
+            let created = if self.must_stage() {
+                Err(Errno::EEXIST)
+            } else {
+                place.upper.create_node(&place.fd, place.name, full, rdev)
+            };
+            let stat = match created {
                 Err(Errno::EEXIST) => {
-                    let staged = place.upper.stage_node(full, rdev)?;
+                    let staged = place.upper.stage_special(full, rdev)?;
                     birth.apply(self, &staged, kind)?;
                     place.publish(staged, Over::NonDirectory)?.1
                 }
@@ -134,15 +148,20 @@ impl Union {
 
     fn mkdir_at(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Attr> {
         let birth = self.birth(place, caller, mode & 0o1777)?;
-        let created =
-            if place.hidden { Err(Errno::EEXIST) } else { place.upper.create_dir(&place.fd, place.name, birth.mode) };
+        let created = if place.hidden || self.must_stage() {
+            Err(Errno::EEXIST)
+        } else {
+            place.upper.create_dir(&place.fd, place.name, birth.mode)
+        };
         let (object, stat) = match created {
             Err(Errno::EEXIST) => {
                 let staged = place.upper.stage_dir(0o700)?;
                 birth.apply(self, &staged, FileKind::Directory)?;
-                // What the whiteout hid stays hidden.
-                place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
                 let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
+                if place.hidden || over != Over::Nothing {
+                    // What the whiteout hid stays hidden.
+                    place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
+                }
                 place.publish(staged, over)?
             }
             created => {
@@ -209,6 +228,11 @@ impl Union {
         make(&Place { upper: self.stack.upper()?, parent: dir, name, dir: real, fd, hidden })
     }
 
+    /// Whether a new object has to have an attribute before it has its name.
+    fn must_stage(&self) -> bool {
+        self.stack.xattr_permissions().is_some()
+    }
+
     /// What stands in upper where the union shows nothing.
     fn over(&self, place: &Place<'_>) -> Result<Over> {
         let occupied = self.stack.stat_at(&place.dir, place.name)?.is_some();
@@ -231,7 +255,7 @@ impl Union {
 
     /// Owner and permissions that a new object gets from its creator and its directory.
     fn birth(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Birth> {
-        let parent = sys::file::stat(&place.fd)?;
+        let parent = self.kept_stat(place.parent, sys::file::stat(&place.fd)?)?;
         let set_gid = parent.mode & libc::S_ISGID != 0;
         let default_acl = self.default_acl(place)?;
         let inherited = default_acl.as_ref().and_then(|acl| acl::inherit(acl, mode));
@@ -242,6 +266,7 @@ impl Union {
                 Some(inherited) => inherited.mode,
                 None => mode & !caller.umask,
             },
+            special: None,
             inherits_group: set_gid,
             default_acl,
             inherited,
@@ -310,8 +335,13 @@ impl Birth {
     /// For a staged object: nothing of its directory was applied yet.
     fn apply(&self, union: &Union, object: &impl AsUpper, kind: FileKind) -> Result<()> {
         let upper = union.stack.upper()?;
-        self.own(union, object)?;
         let set_gid = if self.inherits_group && kind == FileKind::Directory { libc::S_ISGID } else { 0 };
+        if union.must_stage() && Form::is_for(&sys::file::stat(object.as_upper_fd())?) {
+            let mode = self.mode & 0o7777 | set_gid;
+            let said = OverrideStat { uid: self.uid, gid: self.gid, mode, special: self.special };
+            return upper.set_override(object, &said);
+        }
+        self.own(union, object)?;
         upper.chmod(object, self.mode & 0o7777 | set_gid)?;
         if let Some(access) = self.inherited.as_ref().and_then(|i| i.access.as_ref()) {
             upper.set_xattr(object, acl::ACCESS, access, 0)?;

@@ -293,7 +293,7 @@ impl Union {
             None => false,
         };
         let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
-        let kind = if marks.device { FileKind::CharDevice } else { FileKind::from_mode(stat.mode)? };
+        let kind = if marks.device { FileKind::CharDevice } else { self.kind_at(dir, name, stat)? };
         let mut data =
             if marks.metacopy { Some(self.find_data(view, dir, name, marks.redirect.as_ref())?) } else { None };
         let (mut origin, mut indexed) = (None, None);
@@ -474,7 +474,9 @@ impl Union {
             Some(lower) => Some(lower),
             None => self.find_origin(view, name, origin, marks.redirect.as_ref())?,
         };
-        Ok(lower.filter(|l| l.format() == st.format()))
+        // Of what an attribute has the type of, another form of the same may be further down.
+        let any = self.stack.xattr_permissions().is_some() && st.is_file();
+        Ok(lower.filter(|l| l.format() == st.format() || any && !l.is_dir()))
     }
 
     /// Without the privilege to open by handle: the origin is where the name, or the redirect, says, or it doesn't count.

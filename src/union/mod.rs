@@ -21,6 +21,7 @@ mod listing;
 mod lookup;
 mod metacopy;
 mod passthrough;
+mod permissions;
 mod pin;
 mod reach;
 mod readdir;
@@ -172,6 +173,8 @@ impl Union {
         }
         let stack = Stack::open(spec, options.durability == Durability::Volatile)?;
         stack.recover(&boot)?;
+        // An ACL would count for real, and beside what the attribute says.
+        options.acl &= stack.xattr_permissions().is_none();
         let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
         let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino, options.ino32);
         Ok(Self {

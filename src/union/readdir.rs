@@ -299,8 +299,9 @@ impl Union {
             number: self.number_for(dir.layer, key, key).unwrap_or(raw.ino),
             layer: Some(dir.layer),
         };
-        // Where copies are, an entry may show its origin's number, or be a device 0:0.
-        if self.stack.is_impure(dir)? {
+        // Where copies are, an entry may show its origin's number, or be a device 0:0; and a file what an attribute says.
+        let typed = self.stack.xattr_permissions().is_some() && entry.kind == FileKind::Regular;
+        if typed || self.stack.is_impure(dir)? {
             self.resolve_entry(view, &name, &mut entry)?;
         }
         Ok(Some(entry))

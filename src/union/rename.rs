@@ -443,7 +443,7 @@ impl Union {
         if is_bare(&self.stack.open_dir_readable(&real)?)? {
             return Ok(());
         }
-        let stat = crate::sys::file::stat(&old)?;
+        let stat = self.stack.overridden(old.as_target(), crate::sys::file::stat(&old)?)?;
         let staged = upper.stage_dir(0o700)?;
         upper.copy_metadata(old.as_target(), &stat, &staged)?;
         upper.set_mark(&staged, Mark::Opaque, b"y")?;

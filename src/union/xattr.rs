@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
+use crate::layer::override_stat::Form;
 use crate::sys;
 use crate::sys::xattr::{CAPABILITY, Target};
 use crate::union::copy_up::CopyUp;
@@ -27,7 +28,11 @@ impl Union {
         }
         if self.hides(name.to_bytes()) {
             // For ACLs the kernel asks whenever it checks permissions, and fails with whatever else is answered.
-            return Err(if acl::is_acl(name.to_bytes()) { Errno::ENODATA } else { Errno::EOPNOTSUPP });
+            return Err(if self.options.xattrs || acl::is_acl(name.to_bytes()) {
+                Errno::ENODATA
+            } else {
+                Errno::EOPNOTSUPP
+            });
         }
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
@@ -84,6 +89,9 @@ impl Union {
     pub fn setxattr(&self, caller: &Caller, ino: u64, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
         self.counters.count(Op::Setxattr);
         self.check_settable(name)?;
+        if self.keeps_permissions_in(name.to_bytes()) {
+            return Err(Errno::EPERM);
+        }
         let stored = self.stored_name(name)?;
         let value = &*self.options.ids.stored_value(name, value)?;
         let inode = self.inode(ino)?;
@@ -112,6 +120,9 @@ impl Union {
     pub fn removexattr(&self, ino: u64, name: &CStr) -> Result<()> {
         self.counters.count(Op::Removexattr);
         self.check_settable(name)?;
+        if self.keeps_permissions_in(name.to_bytes()) {
+            return Err(Errno::ENODATA);
+        }
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
         let upper = self.stack.upper()?;
@@ -133,7 +144,7 @@ impl Union {
         }
     }
 
-    fn with_target<T>(&self, inode: &Inode, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
+    pub(super) fn with_target<T>(&self, inode: &Inode, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
         let is_dir = inode.as_dir().is_some();
         self.with_object(inode, |object| call(if is_dir { Target::Dir(object) } else { Target::Fd(object) }))
     }
@@ -183,13 +194,22 @@ impl Union {
         }
     }
 
-    /// Whether an attribute is one of those that this mount is to be without.
+    /// Whether an attribute is one of those that this mount is to be without, or nobody's to see or set.
     fn hides(&self, name: &[u8]) -> bool {
+        self.is_without(name) || self.keeps_permissions_in(name)
+    }
+
+    fn is_without(&self, name: &[u8]) -> bool {
         !self.options.xattrs || !self.options.acl && acl::is_acl(name)
     }
 
+    /// Whether an attribute has owner and permissions.
+    fn keeps_permissions_in(&self, name: &[u8]) -> bool {
+        self.stack.xattr_permissions().is_some() && Form::hides(name)
+    }
+
     fn check_settable(&self, name: &CStr) -> Result<()> {
-        if self.hides(name.to_bytes()) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+        if self.is_without(name.to_bytes()) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 
     fn stored_name(&self, name: &CStr) -> Result<CString> {

@@ -72,6 +72,7 @@ impl Layers<'_> {
             work: Some(self.work("")),
             userxattr: false,
             trusted_lowers: false,
+            xattr_permissions: None,
         };
         let options = Options { boot_id: Some("another run of the machine".to_owned()), ..Options::default() };
         // The process's mask stays what it is: it is the workers' of other runs, too, and nothing is made here.

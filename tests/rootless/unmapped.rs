@@ -22,6 +22,7 @@ pub fn tests() -> Vec<Test> {
         t!(who_has_the_number_of_nobody_owns_nothing_of_others).root().needs(no_user).needs(no_full_map),
         t!(squashed_files_of_others_can_be_changed).root().needs(no_user).needs(no_namespace),
         t!(a_user_keeps_the_id_in_a_namespace).root().needs(no_user).needs(no_full_map),
+        t!(owners_in_an_attribute_in_a_namespace).root().needs(no_user).needs(no_full_map),
     ]
 }
 
@@ -232,4 +233,22 @@ fn a_user_keeps_the_id_in_a_namespace() {
     let kept = owner("dir/by-user");
     assert_eq!(kept, owner("roots"), "the image's user 1000");
     assert!(kept.0 > 1000 && kept != (uid, gid), "in the range of the user's: {kept:?}");
+}
+
+/// Everything is the user's for the filesystem, as it has to be in a home on the network, and anybody's in the namespace.
+fn owners_in_an_attribute_in_a_namespace() {
+    let union = Union::new(1);
+    let (uid, gid) = user();
+    put(union.lower(0, "file"), "content");
+    for path in ["file", ""] {
+        chown(union.lower(0, path), uid, gid);
+    }
+    let script = "chown 5:6 file && chmod 4755 file && mkdir dir && chown 7:8 dir && setpriv --reuid=7 --regid=8 --clear-groups \
+                  touch dir/new && stat -c %u:%g:%a file dir dir/new";
+    let ended = inside_with(&union, &FULL_MAP, "xattr_permissions=2", script).success();
+    assert_eq!(ended.stdout, "5:6:4755\n7:8:755\n7:8:644\n");
+    for (path, said) in [("file", "5:6:4755"), ("dir", "7:8:755"), ("dir/new", "7:8:644")] {
+        assert_eq!((stat(union.upper(path)).uid(), stat(union.upper(path)).gid()), (uid, gid), "{path}");
+        assert_eq!(marked(union.upper(path), "user.containers.override_stat").as_deref(), Some(said), "{path}");
+    }
 }

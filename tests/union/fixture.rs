@@ -129,6 +129,7 @@ impl Layers {
             work: Some(self.work("")),
             userxattr: !privileged(),
             trusted_lowers: false,
+            xattr_permissions: None,
         }
     }
 
