@@ -87,6 +87,7 @@ enum Action {
     CacheEntries,
     Fsync,
     Threaded,
+    Writeback,
     NoXattrs,
     Ino32,
     Debug,
@@ -127,6 +128,7 @@ impl Action {
                 | Self::CacheEntries
                 | Self::Fsync
                 | Self::Threaded
+                | Self::Writeback
                 | Self::NoXattrs
                 | Self::Source
         )
@@ -160,6 +162,7 @@ const OPTIONS: &[(&str, Action)] = &[
     // Of fuse-overlayfs.
     ("fsync", Action::Fsync),
     ("threaded", Action::Threaded),
+    ("writeback", Action::Writeback),
     ("noxattrs", Action::NoXattrs),
     ("ino32_t", Action::Ino32),
     ("debug", Action::Debug),
@@ -400,6 +403,7 @@ impl Settings {
             Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
             Action::Fsync => self.union.fsync = is_on(name, value)?,
+            Action::Writeback => self.union.io = if is_on(name, value)? { Io::Cached } else { Io::WriteThrough },
             Action::Threaded => self.threads = if is_on(name, value)? { None } else { Some(1) },
             Action::NoXattrs if is_on(name, value)? => (self.union.xattrs, self.union.acl) = (false, false),
             Action::NoXattrs => self.union.xattrs = true,

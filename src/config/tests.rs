@@ -91,6 +91,7 @@ fn names_of_fuse_overlayfs() {
     assert!(!without.xattrs && !without.acl && union("noxattrs=0").acl);
     assert!(union("ino32_t").ino32 && !union("ro").ino32);
     assert!(config("lowerdir=/a,debug").unwrap().foreground);
+    assert_eq!((union("writeback=1").io, union("io=cached,writeback=0").io), (Io::Cached, Io::WriteThrough));
     assert_eq!(config("lowerdir=/a,threaded=0").unwrap().threads, 1);
     assert!(complaint("lowerdir=/a,kernel_cache").contains("unknown"));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::mount::MsFlags;
 
-use crate::union::Durability;
+use crate::union::{Durability, Io};
 
 use super::*;
 
@@ -115,11 +115,11 @@ fn the_words_of_mount() {
 fn everything_that_fuse_overlayfs_takes_is_taken() {
     let all = "-o,,allow_root,default_permissions,suid,nosuid,dev,nodev,exec,noexec,atime,noatime,diratime,nodiratime,\
                rw,lazytime,nolazytime,splice_write,splice_read,splice_move,kernel_cache,max_write,max_write=4096,nonempty,\
-               fsname=x,subtype=y,private,redirect_dir=off,xino=off,timeout=1.5,threaded=0,fsync=0,volatile,noacl,noxattrs=1,ino32_t \
+               fsname=x,subtype=y,private,redirect_dir=off,xino=off,timeout=1.5,threaded=0,writeback=1,fsync=0,volatile,noacl,noxattrs=1,ino32_t \
                -o context=\"system_u:object_r:container_file_t:s0:c1,c2\",fast_ino=1,debug";
     let config = config(&format!("fuse-overlayfs {all} -olowerdir=/a,upperdir=/u /mnt"));
     assert_eq!(config.union.timeout, Some(Duration::from_millis(1500)));
-    assert_eq!(config.threads, 1);
+    assert_eq!((config.threads, config.union.io), (1, Io::Cached));
     assert!(config.foreground && !config.union.redirect_dir && !config.union.acl && !config.union.fsync);
     assert_eq!(config.union.durability, Durability::Volatile);
 }
