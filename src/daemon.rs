@@ -188,12 +188,14 @@ fn commit_batches(union: &Union) {
     }
 }
 
-/// Unmounts at SIGTERM and SIGINT; the server then ends by itself. SIGHUP means nothing to a daemon without a terminal.
+/// Unmounts at SIGTERM and SIGINT; the server then ends by itself. SIGUSR1 asks for the statistics. SIGHUP means nothing to a
+/// daemon without a terminal.
 fn take_off_on_signals(signals: &Signals, attached: &Attached, union: &Union) {
     loop {
         match signals.wait() {
             Ok(Signal::SIGTERM | Signal::SIGINT) if attached.is_ours() => attached.take_off(),
             Ok(Signal::SIGTERM | Signal::SIGINT) if attached.exists() => leave_to_its_maker(union),
+            Ok(Signal::SIGUSR1) => log_statistics(union),
             Ok(_) => {}
             Err(e) => {
                 log::error!("signals can't be waited for any more: {e}");
@@ -210,4 +212,14 @@ fn leave_to_its_maker(union: &Union) -> ! {
         log::warn!("copies can't be made durable: {e}");
     }
     std::process::exit(0)
+}
+
+/// Puts what the union has done so far into the log, on one line.
+fn log_statistics(union: &Union) {
+    let mut stats = union.stats();
+    stats.layers.clear();
+    match serde_json::to_string(&stats) {
+        Ok(text) => log::info!("statistics: {text}"),
+        Err(e) => log::error!("the statistics can't be told: {e}"),
+    }
 }

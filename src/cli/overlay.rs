@@ -18,6 +18,9 @@ use crate::daemon;
 pub const HELPER_NAMES: [&str; 2] = ["mount.fuse.layerfs", "mount.layerfs"];
 pub const COMPATIBLE_NAME: &str = "fuse-overlayfs";
 
+/// By this variable fuse-overlayfs is told to write whiteouts as `.wh.NAME`.
+const DOT_WHITEOUTS: &str = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT";
+
 /// What mount(8) says of an exit: wrongly called, and not mounted.
 const USAGE: u8 = 1;
 const NOT_MOUNTED: u8 = 32;
@@ -93,6 +96,9 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     };
     for warning in warnings {
         eprintln!("layerfs: {warning}");
+    }
+    if std::env::var_os(DOT_WHITEOUTS).is_some() {
+        eprintln!("layerfs: {DOT_WHITEOUTS} ignored: whiteouts are written as the kernel's overlay has them");
     }
     if words.fake {
         return ExitCode::SUCCESS;

@@ -85,14 +85,14 @@ pub fn raise_descriptor_limit() -> Result<u64, Errno> {
     Ok(hard)
 }
 
-/// The signals that end or could disturb the daemon, blocked in this thread and in those that it starts.
+/// The signals that end, question or could disturb the daemon, blocked in this thread and in those that it starts.
 #[derive(Debug)]
 pub struct Signals(SigSet);
 
 impl Signals {
-    /// Blocks SIGTERM, SIGINT and SIGHUP; to be called before the first thread is started.
+    /// Blocks SIGTERM, SIGINT, SIGHUP and SIGUSR1; to be called before the first thread is started.
     pub fn block() -> Result<Self, Errno> {
-        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1].into_iter().collect();
         set.thread_block()?;
         Ok(Self(set))
     }

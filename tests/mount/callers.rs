@@ -29,6 +29,7 @@ pub fn tests() -> Vec<Test> {
         t!(containerd_probes),
         t!(containerd_mounts).root(),
         t!(apptainer_polls),
+        t!(sigusr1_prints_statistics),
         t!(apptainer_hands_its_mount_over).root(),
         t!(apptainer_ends_with_a_signal).root(),
         t!(a_handed_mount_in_the_background).root(),
@@ -256,6 +257,28 @@ fn handed_over(union: &Union, words: &[&str], more: &str) -> Command {
     command
 }
 
+fn sigusr1_prints_statistics() {
+    let union = container();
+    let mut command = Command::new(fuse_overlayfs(&union));
+    command
+        .args(["-f", "-o"])
+        .arg(option_list(&union))
+        .arg(union.point())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut mount = Mount::start_foreground_by(command, &union.point());
+    append(union.at("bin/sh"), "!");
+    mount.signal(Signal::SIGUSR1);
+    assert_eq!(read(union.at("bin/sh")), "shell!");
+    unmount_as_podman(&union.point());
+    assert!(mount.foreground_status().expect("ended").success());
+    let [out, log] = printed(&mut mount);
+    assert!(out.is_empty() && log.lines().count() == 1, "{out}{log}");
+    let json = log.split_once("statistics: ").expect("statistics").1;
+    let stats: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    assert!(stats["operations"]["write"].as_u64().is_some_and(|count| count > 0), "{stats}");
+}
+
 /// Whoever made the mount did not ask the kernel to check permissions: we see to it.
 fn apptainer_hands_its_mount_over() {
     let union = container();
@@ -337,14 +360,17 @@ fn what_is_ignored_is_told_on_stderr() {
     let union = container();
     let mut command = Command::new(fuse_overlayfs(&union));
     command.args(["--strange", "-o"]).arg(format!("{},,odd=1,fast_ino=1,kernel_cache", option_list(&union)));
-    command.args(["-f"]).arg(union.point()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("-f").arg(union.point()).env("FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT", "1");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut mount = Mount::start_foreground_by(command, &union.point());
     assert_container(&union);
     unmount_as_podman(&union.point());
     assert!(mount.foreground_status().expect("ended").success());
     let [out, complaints] = printed(&mut mount);
-    assert_eq!((out.as_str(), complaints.lines().count()), ("", 2), "{complaints}");
-    assert!(complaints.contains("--strange") && complaints.contains("\"odd\""), "{complaints}");
+    assert_eq!((out.as_str(), complaints.lines().count()), ("", 3), "{complaints}");
+    for part in ["--strange", "\"odd\"", "OVL_WHITEOUT"] {
+        assert!(complaints.contains(part), "{complaints}");
+    }
 }
 
 fn why_it_fails_is_told_on_stderr() {
