@@ -145,11 +145,7 @@ fn run(
     readiness: &Arc<Readiness>,
     leave: Leave,
 ) -> anyhow::Result<()> {
-    if let Some(dev) = attached.dev()
-        && let Err(e) = union.published(dev)
-    {
-        log::warn!("the work directory's lock can't tell of this mount: {e}");
-    }
+    tell_where(union, attached.dev());
     let (on_signal, ended) = (attached.clone(), union.clone());
     spawn("signals", move || take_off_on_signals(&signals, &on_signal, &ended))?;
     if union.is_writable() {
@@ -158,7 +154,17 @@ fn run(
     }
     let (first, told) = (attached.clone(), readiness.clone());
     spawn("readiness", move || announce(&first, &told, leave))?;
-    server.run().context("serving the mount failed")
+    let served = server.run().context("serving the mount failed");
+    // Whoever mounts this upper next is waiting already.
+    tell_where(union, None);
+    served
+}
+
+/// Tells other daemons where the union is mounted, by its device number, or that it is no longer.
+fn tell_where(union: &Union, dev: Option<u64>) {
+    if let Err(e) = union.published(dev) {
+        log::warn!("the work directory's lock can't tell of this mount: {e}");
+    }
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -11,6 +11,8 @@ mod copy_up;
 mod copy_ways;
 #[path = "mount/copying.rs"]
 mod copying;
+#[path = "mount/cycles.rs"]
+mod cycles;
 #[path = "mount/deep.rs"]
 mod deep;
 #[path = "mount/durability.rs"]
@@ -65,6 +67,7 @@ fn main() {
         limits::tests(),
         durability::tests(),
         life::tests(),
+        cycles::tests(),
         helper::tests(),
         callers::tests(),
     ];

@@ -7,6 +7,8 @@
 mod common;
 #[path = "mount/copy_up.rs"]
 mod copy_up;
+#[path = "mount/cycles.rs"]
+mod cycles;
 #[path = "mount/deep.rs"]
 mod deep;
 #[path = "mount/identity.rs"]
@@ -80,6 +82,7 @@ fn main() {
         deep::tests(),
         life::tests(),
         permissions::tests(),
+        cycles::tests(),
         attributes::tests(),
         opening::tests(),
         data::tests(),

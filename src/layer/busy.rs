@@ -22,7 +22,10 @@ use crate::sys::mount::mounts_of;
 /// The lock's name in `W/layerfs`.
 const LOCK: &str = "lock";
 /// How often a lock is asked for again while it is waited for.
-const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(2);
+/// How long a mount is looked at before it is believed to be the holder's: the kernel gives the device number of a mount that is
+/// gone to the next one at once, and the daemon takes a moment to find out and to tell.
+const DOUBT: Duration = Duration::from_secs(1);
 /// More than the longest content of a lock file.
 const CONTENT_MAX: usize = 64;
 
@@ -35,16 +38,16 @@ pub struct BusyLock {
 }
 
 impl BusyLock {
-    /// Tells others where this daemon's mount is: the device number that it shows.
-    pub fn publish(&self, dev: u64) -> io::Result<()> {
-        write_holder(&self.work, Holder { pid: std::process::id(), dev: Some(dev) })
+    /// Tells others where this daemon's mount is: the device number that it shows; `None` once it has gone.
+    pub fn publish(&self, dev: Option<u64>) -> io::Result<()> {
+        write_holder(&self.work, Holder { pid: std::process::id(), dev })
     }
 }
 
 /// Takes the lock on the work directory (`work` is `W/layerfs`) and on the upper directory, whose path is `upper`.
 ///
 /// # Errors
-/// A live mount holds it: that is told at once. A daemon that is starting, or whose mount is gone already, is waited
+/// A live mount holds it: that is told soon. A daemon that is starting, or whose mount is gone already, is waited
 /// for as long as `wait`.
 pub fn acquire(work: BorrowedFd<'_>, upper: &Path, wait: Duration) -> Result<BusyLock, SetupError> {
     let deadline = Instant::now() + wait;
@@ -66,6 +69,7 @@ fn lock_work(work: BorrowedFd<'_>, upper: &Path, deadline: Instant) -> Result<Fl
     let file = sys::posix::openat(work, LOCK, flags, Mode::S_IRUSR | Mode::S_IWUSR)
         .map_err(|e| cannot_lock(e.desc(), upper))?;
     let mut file = File::from(file);
+    let certain = deadline.min(Instant::now() + DOUBT);
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => return Ok(locked),
@@ -75,7 +79,7 @@ fn lock_work(work: BorrowedFd<'_>, upper: &Path, deadline: Instant) -> Result<Fl
         let holder = read_holder(&file).map_err(|e| cannot_lock(&e.to_string(), upper))?;
         let late = Instant::now() >= deadline;
         match holder {
-            Some(Holder { pid, dev: Some(dev) }) if is_attached(pid, dev) => {
+            Some(Holder { pid, dev: Some(dev) }) if Instant::now() >= certain && is_attached(pid, dev) => {
                 return Err(in_use(format!("the upper directory is in use by a live mount (process {pid})"), upper));
             }
             Some(Holder { pid, .. }) if late => {
@@ -193,17 +197,17 @@ mod tests {
         let (_dir, upper, work) = directories();
         for _ in 0..2 {
             let lock = acquire(work.as_fd(), &upper, Duration::ZERO).unwrap();
-            lock.publish(makedev(0, 1)).unwrap();
+            lock.publish(Some(makedev(0, 1))).unwrap();
         }
         wait_for_upper(&upper, Duration::ZERO).unwrap();
     }
 
     #[test]
-    fn a_live_mount_is_refused_at_once() {
+    fn a_live_mount_is_refused_soon() {
         let (_dir, upper, work) = directories();
         let lock = acquire(work.as_fd(), &upper, Duration::ZERO).unwrap();
         let root = crate::sys::mount::mounts().unwrap().into_iter().find(|m| m.mountpoint == Path::new("/")).unwrap();
-        lock.publish(root.dev).unwrap();
+        lock.publish(Some(root.dev)).unwrap();
         let start = Instant::now();
         let error = acquire(work.as_fd(), &upper, Duration::from_secs(60)).unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(30));
@@ -215,9 +219,7 @@ mod tests {
         let (_dir, upper, work) = directories();
         for dev in [None, Some(makedev(4095, 77))] {
             let lock = acquire(work.as_fd(), &upper, Duration::ZERO).unwrap();
-            if let Some(dev) = dev {
-                lock.publish(dev).unwrap();
-            }
+            lock.publish(dev).unwrap();
             let start = Instant::now();
             let error = acquire(work.as_fd(), &upper, SHORT).unwrap_err();
             assert!(start.elapsed() >= SHORT);
@@ -229,6 +231,23 @@ mod tests {
             drop(acquire(work.as_fd(), &upper, Duration::from_secs(60)).unwrap());
             end.join().unwrap();
         }
+    }
+
+    /// Another mount has got its device number.
+    #[test]
+    fn a_daemon_whose_mount_has_just_gone_is_waited_for() {
+        let (_dir, upper, work) = directories();
+        let lock = acquire(work.as_fd(), &upper, Duration::ZERO).unwrap();
+        let other = crate::sys::mount::mounts().unwrap().into_iter().find(|m| m.mountpoint == Path::new("/")).unwrap();
+        lock.publish(Some(other.dev)).unwrap();
+        let end = std::thread::spawn(move || {
+            sleep(SHORT);
+            lock.publish(None).unwrap();
+            sleep(2 * DOUBT);
+            drop(lock);
+        });
+        drop(acquire(work.as_fd(), &upper, Duration::from_secs(60)).unwrap());
+        end.join().unwrap();
     }
 
     #[test]

@@ -227,8 +227,8 @@ impl Upper {
         self.work.abandon()
     }
 
-    /// Tells other daemons the device number of the mount that this upper serves.
-    pub fn publish_mount(&self, dev: u64) -> std::io::Result<()> {
+    /// Tells other daemons the device number of the mount that this upper serves, or that there is none any more.
+    pub fn publish_mount(&self, dev: Option<u64>) -> std::io::Result<()> {
         self.work.publish_mount(dev)
     }
 

@@ -187,8 +187,8 @@ impl WorkDir {
         }
     }
 
-    /// Tells other daemons where this upper is mounted.
-    pub fn publish_mount(&self, dev: u64) -> io::Result<()> {
+    /// Tells other daemons where this upper is mounted, or that it is no longer.
+    pub fn publish_mount(&self, dev: Option<u64>) -> io::Result<()> {
         self.lock.publish(dev)
     }
 }

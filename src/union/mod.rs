@@ -222,11 +222,11 @@ impl Union {
         }
     }
 
-    /// Tells other daemons the device number of the mount that this union is seen through.
+    /// Tells other daemons the device number of the mount that this union is seen through; `None` once that has gone.
     ///
     /// # Errors
     /// From writing it down beside the lock in the work directory.
-    pub fn published(&self, dev: u64) -> std::io::Result<()> {
+    pub fn published(&self, dev: Option<u64>) -> std::io::Result<()> {
         match self.stack.upper() {
             Ok(upper) => upper.publish_mount(dev),
             Err(_) => Ok(()),

@@ -20,7 +20,7 @@ use super::machine::{layerfs_binary, may_mount, not_root};
 /// How long one command may take.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// The variable by which a mount's daemon is recognised among the processes.
-const MARK: &str = "LAYERFS_TEST_MARK";
+pub const MARK: &str = "LAYERFS_TEST_MARK";
 /// Mount options to run every test with.
 const OPTIONS: &str = "LAYERFS_TEST_OPTIONS";
 const FUSE_CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -115,7 +115,7 @@ fn end_child(child: &mut Child) {
 }
 
 /// Waits up to `seconds` for something to become true.
-pub fn eventually(seconds: u64, condition: impl Fn() -> bool) -> bool {
+pub fn eventually(seconds: u64, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     while !condition() {
         if Instant::now() >= deadline {
@@ -260,8 +260,14 @@ impl Mount {
     /// Starts `layerfs mount -f` and waits until it is mounted.
     #[track_caller]
     pub fn start_foreground(arguments: &[OsString], point: &Path) -> Mount {
+        Mount::start_foreground_into(arguments, point, Stdio::inherit())
+    }
+
+    /// Like [`Mount::start_foreground`], with its log to `stderr`.
+    #[track_caller]
+    pub fn start_foreground_into(arguments: &[OsString], point: &Path, stderr: impl Into<Stdio>) -> Mount {
         let mut command = Command::new(layerfs_binary());
-        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]);
+        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]).stderr(stderr);
         Mount::start_foreground_by(command, point)
     }
 
@@ -327,6 +333,20 @@ impl Mount {
     /// Detaches the mount of a daemon that was killed.
     pub fn clear_dead(&mut self) {
         detach(&self.point);
+    }
+
+    /// Mounts once more, after somebody has taken the mount off; the daemon before may still be ending.
+    #[track_caller]
+    pub fn again(&self, arguments: &[OsString]) {
+        let mut command = Command::new(layerfs_binary());
+        command.arg("mount").args(arguments).arg(&self.point);
+        self.mark(&mut command);
+        run(&mut command).success();
+    }
+
+    /// Leaves the mount of a daemon that was killed to somebody else.
+    pub fn leave_dead(self) {
+        live().retain(|known| known.mark != self.mark);
     }
 
     /// Sends the daemon a signal.
