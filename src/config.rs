@@ -58,6 +58,8 @@ pub struct Config {
     pub threads: usize,
     /// Whether the process stays in the foreground.
     pub foreground: bool,
+    /// Whether a dead mount on the mountpoint is taken off first.
+    pub recover: bool,
 }
 
 /// What an option does.
@@ -94,6 +96,7 @@ enum Action {
     Source,
     AllowOther,
     AllowRoot,
+    Recover,
     /// Sets a flag of the mount.
     Set(MsFlags),
     /// Clears one.
@@ -170,6 +173,7 @@ const OPTIONS: &[(&str, Action)] = &[
     ("fsname", Action::Source),
     ("allow_other", Action::AllowOther),
     ("allow_root", Action::AllowRoot),
+    ("recover", Action::Recover),
     // The kernel always checks permissions: the union itself doesn't.
     ("default_permissions", Action::Nothing),
     ("ro", Action::Set(MsFlags::MS_RDONLY)),
@@ -232,6 +236,7 @@ pub struct Settings {
     allow_root: bool,
     threads: Option<usize>,
     foreground: bool,
+    recover: bool,
     ignore_unknown: bool,
     compatible: bool,
     warnings: Vec<String>,
@@ -255,6 +260,7 @@ impl Default for Settings {
             allow_root: false,
             threads: None,
             foreground: false,
+            recover: false,
             ignore_unknown: false,
             compatible: false,
             warnings: Vec::new(),
@@ -412,6 +418,7 @@ impl Settings {
             Action::Source => self.source = source(value)?,
             Action::AllowOther => self.allow_other = true,
             Action::AllowRoot => self.allow_root = true,
+            Action::Recover => self.recover = true,
             Action::Set(flag) => self.flags.insert(flag),
             Action::Clear(flag) => self.flags.remove(flag),
             Action::Remount => {
@@ -487,6 +494,7 @@ impl Settings {
             mountpoint: mountpoint.to_owned(),
             threads: self.threads.unwrap_or_else(default_threads),
             foreground: foreground || self.foreground,
+            recover: self.recover,
         })
     }
 }

@@ -1,9 +1,11 @@
 //! From a configuration to a served mount, and to its clean end.
 
 mod attached;
+mod dead_mount;
 mod logger;
 mod place;
 mod readiness;
+mod statistics;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -90,7 +92,7 @@ impl Leave {
 fn prepare() -> anyhow::Result<Signals> {
     logger::install();
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    crate::sys::memory::limit_arenas();
+    crate::sys::memory::be_sparing();
     umask(Mode::empty());
     match process::raise_descriptor_limit() {
         Ok(limit) if limit < FEW_DESCRIPTORS => {
@@ -99,6 +101,10 @@ fn prepare() -> anyhow::Result<Signals> {
         Ok(_) => {}
         Err(e) => log::warn!("the limit of open files can't be raised: {e}"),
     }
+    // Nothing depends on it, and who may not lower it can do nothing about that.
+    if let Err(e) = crate::sys::memory::spare_from_oom_killer() {
+        log::debug!("the OOM killer is not told to spare this daemon: {e}");
+    }
     Signals::block().context("signals can't be blocked")
 }
 
@@ -106,6 +112,9 @@ fn prepare() -> anyhow::Result<Signals> {
 fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Result<()> {
     let signals = prepare()?;
     // Whatever can be wrong with the mount is found before the union changes anything on disk.
+    if config.recover {
+        dead_mount::take_off(&config.mountpoint)?;
+    }
     let place = Place::find(&config.mountpoint, &config.mount)?;
     let options = ServeOptions { threads: config.threads, timeout: config.union.timeout };
     let union = Arc::new(Union::open(&config.stack, config.union)?);
@@ -146,8 +155,8 @@ fn run(
     leave: Leave,
 ) -> anyhow::Result<()> {
     tell_where(union, attached.dev());
-    let (on_signal, ended) = (attached.clone(), union.clone());
-    spawn("signals", move || take_off_on_signals(&signals, &on_signal, &ended))?;
+    let (on_signal, asked) = (attached.clone(), union.clone());
+    spawn("signals", move || obey(&signals, &on_signal, &asked))?;
     if union.is_writable() {
         let committed = union.clone();
         spawn("commit", move || commit_batches(&committed))?;
@@ -196,12 +205,16 @@ fn commit_batches(union: &Union) {
 
 /// Unmounts at SIGTERM and SIGINT; the server then ends by itself. SIGUSR1 asks for the statistics. SIGHUP means nothing to a
 /// daemon without a terminal.
-fn take_off_on_signals(signals: &Signals, attached: &Attached, union: &Union) {
+fn obey(signals: &Signals, attached: &Attached, union: &Union) {
     loop {
         match signals.wait() {
             Ok(Signal::SIGTERM | Signal::SIGINT) if attached.is_ours() => attached.take_off(),
             Ok(Signal::SIGTERM | Signal::SIGINT) if attached.exists() => leave_to_its_maker(union),
-            Ok(Signal::SIGUSR1) => log_statistics(union),
+            Ok(Signal::SIGUSR1) => {
+                for line in statistics::lines(&union.stats(), attached.name()) {
+                    log::info!("{line}");
+                }
+            }
             Ok(_) => {}
             Err(e) => {
                 log::error!("signals can't be waited for any more: {e}");
@@ -218,14 +231,4 @@ fn leave_to_its_maker(union: &Union) -> ! {
         log::warn!("copies can't be made durable: {e}");
     }
     std::process::exit(0)
-}
-
-/// Puts what the union has done so far into the log, on one line.
-fn log_statistics(union: &Union) {
-    let mut stats = union.stats();
-    stats.layers.clear();
-    match serde_json::to_string(&stats) {
-        Ok(text) => log::info!("statistics: {text}"),
-        Err(e) => log::error!("the statistics can't be told: {e}"),
-    }
 }

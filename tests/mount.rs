@@ -41,12 +41,17 @@ mod open_files;
 mod passthrough;
 #[path = "mount/permissions.rs"]
 mod permissions;
+#[path = "mount/recover.rs"]
+mod recover;
 #[path = "mount/rename.rs"]
 mod rename;
+#[path = "mount/trust.rs"]
+mod trust;
 #[path = "mount/view.rs"]
 mod view;
 
 fn main() {
+    trust::be_a_client_if_asked();
     let lists = [
         view::tests(),
         marks::tests(),
@@ -67,7 +72,9 @@ fn main() {
         limits::tests(),
         durability::tests(),
         life::tests(),
+        recover::tests(),
         cycles::tests(),
+        trust::tests(),
         helper::tests(),
         callers::tests(),
     ];

@@ -21,8 +21,12 @@ mod marks;
 mod open_files;
 #[path = "mount/permissions.rs"]
 mod permissions;
+#[path = "mount/recover.rs"]
+mod recover;
 #[path = "mount/rename.rs"]
 mod rename;
+#[path = "mount/trust.rs"]
+mod trust;
 #[path = "rootless/unmapped.rs"]
 mod unmapped;
 #[path = "mount/view.rs"]
@@ -65,6 +69,7 @@ const INSIDE: &str = "LAYERFS_TEST_INSIDE";
 const LIMIT: u64 = 900;
 
 fn main() {
+    trust::be_a_client_if_asked();
     if std::env::var_os(INSIDE).is_none() {
         let whole = vec![
             t!(in_a_user_namespace).needs(no_user).needs(no_namespace).seconds(2 * LIMIT + 60),
@@ -82,7 +87,9 @@ fn main() {
         deep::tests(),
         life::tests(),
         permissions::tests(),
+        recover::tests(),
         cycles::tests(),
+        trust::tests(),
         attributes::tests(),
         opening::tests(),
         data::tests(),

@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(short, long)]
     foreground: bool,
 
+    /// Take a mount off first whose daemon has died ("Transport endpoint is not connected"), never one that answers [-o recover]
+    #[arg(long)]
+    recover: bool,
+
     /// Keep marks in user.overlay.* even as root [-o userxattr]
     #[arg(long)]
     userxattr: bool,
@@ -121,6 +125,7 @@ impl Args {
             settings.set_list(list)?;
         }
         let switches = [
+            ("recover", self.recover),
             ("userxattr", self.userxattr),
             ("trusted_lowers", self.trusted_lowers),
             ("volatile", self.volatile),
@@ -171,11 +176,11 @@ mod tests {
     #[test]
     fn flags_and_lists_say_the_same() {
         let flags = config(
-            "--lower A --lower B --upper U --work W --userxattr --trusted-lowers --volatile --timeout 3 --io passthrough \
+            "--lower A --lower B --upper U --work W --recover --userxattr --trusted-lowers --volatile --timeout 3 --io passthrough \
              --threads 2 --cache-entries 9 --noacl --redirect-dir off --metacopy on --xino on --source S MNT",
         );
         let list = config(
-            "-o lowerdir=A:B,upperdir=U,workdir=W,userxattr,trusted_lowers,volatile -o timeout=3,io=passthrough \
+            "-o lowerdir=A:B,upperdir=U,workdir=W,recover,userxattr,trusted_lowers,volatile -o timeout=3,io=passthrough \
              -othreads=2,cache_entries=9,noacl,redirect_dir=off,metacopy=on,xino=on,source=S MNT",
         );
         assert_eq!(format!("{flags:?}"), format!("{list:?}"));

@@ -76,7 +76,10 @@ fn read_attribute(root: &File, name: &str) -> Result<Vec<u8>, Errno> {
 
 fn unreadable(e: Errno, mountpoint: &Path) -> anyhow::Error {
     match e {
-        Errno::ENOTCONN => anyhow!("the daemon of {} has died: unmount it (layerfs umount)", mountpoint.display()),
+        Errno::ENOTCONN => anyhow!(
+            "the daemon of {} has died: mount again with --recover, or unmount it (layerfs umount)",
+            mountpoint.display()
+        ),
         e => anyhow!("the statistics of {} can't be read: {}", mountpoint.display(), e.desc()),
     }
 }

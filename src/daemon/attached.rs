@@ -101,7 +101,8 @@ impl Attached {
         }
     }
 
-    fn name(&self) -> std::path::Display<'_> {
+    /// Where it was mounted, for messages.
+    pub fn name(&self) -> std::path::Display<'_> {
         self.mountpoint.as_deref().unwrap_or(Path::new(DEV_FUSE)).display()
     }
 }

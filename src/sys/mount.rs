@@ -8,7 +8,7 @@ mod helper;
 mod info;
 
 use std::ffi::{CStr, CString, OsString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -96,7 +96,7 @@ impl Target {
             Errno::ENOTCONN => SetupError::new(
                 "the mountpoint holds a mount whose daemon has died",
                 mountpoint,
-                "unmount that first (layerfs umount, or fusermount3 -u)",
+                "mount again with --recover (-o recover), which takes that mount off, or do so by layerfs umount",
             ),
             e => SetupError::new(
                 format!("the mountpoint can't be opened ({})", e.desc()),
@@ -106,8 +106,10 @@ impl Target {
         };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = nix::fcntl::open(mountpoint, flags, Mode::empty()).map_err(failed)?;
-        // A dead mount opens, and fails at the first question.
         nix::sys::stat::fstat(&fd).map_err(failed)?;
+        if is_dead(fd.as_fd()) {
+            return Err(failed(Errno::ENOTCONN));
+        }
         let path = std::fs::canonicalize(mountpoint)
             .map_err(|e| failed(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
         Ok(Self { fd, path })
@@ -334,6 +336,28 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), UnmountError> {
         Err(Errno::EINVAL) => Err(UnmountError::Failed("nothing is mounted there".to_owned())),
         Err(e) => Err(UnmountError::Failed(e.desc().to_owned())),
     }
+}
+
+/// Takes this mount out of the tree, however many users it has; `path` is where it is, for fusermount3.
+///
+/// # Errors
+/// The user may not, or nothing is mounted there.
+pub fn detach_opened(mount: BorrowedFd<'_>, path: &Path) -> Result<(), UnmountError> {
+    let opened = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    match umount2(opened.as_str(), MntFlags::MNT_DETACH) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => unmount(path, true),
+        Err(e) => Err(UnmountError::Failed(e.desc().to_owned())),
+    }
+}
+
+/// Whether the FUSE mount that an object was opened through has lost its daemon. Its status doesn't tell: the kernel may
+/// remember that.
+pub fn is_dead(opened: BorrowedFd<'_>) -> bool {
+    let asked = || nix::sys::statfs::fstatfs(opened).err();
+    // Interrupted by the daemon's end: from then on it is ENOTCONN.
+    let answer = asked().and_then(|e| if e == Errno::ECONNABORTED { asked() } else { Some(e) });
+    answer == Some(Errno::ENOTCONN)
 }
 
 /// The number of the mount that an object was opened through; `None` before Linux 5.8.

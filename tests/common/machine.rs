@@ -33,6 +33,11 @@ pub fn debug_build() -> bool {
     layerfs_binary().components().any(|part| part.as_os_str() == "debug")
 }
 
+/// Whether the binary under test is certainly one that users have.
+pub fn release_build() -> bool {
+    layerfs_binary().components().any(|part| part.as_os_str() == "release")
+}
+
 /// Why no FUSE filesystem can be mounted here, if so.
 pub fn no_mount() -> Option<String> {
     static ANSWER: OnceLock<Option<String>> = OnceLock::new();

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
@@ -163,6 +164,23 @@ impl Union {
         assert!(ended, "a killed daemon is gone");
         self.mounted().clear_dead();
         self.umount();
+    }
+
+    /// Kills the daemon and waits until it is gone; its dead mount stays.
+    #[track_caller]
+    pub fn kill_daemon(&mut self) {
+        self.mounted().signal(Signal::SIGKILL);
+        let point = self.point();
+        assert!(eventually(10, || processes_of(point.as_os_str()).is_empty()), "a killed daemon is gone");
+    }
+
+    /// Mounts again in place of the dead mount of a daemon that was killed.
+    #[track_caller]
+    pub fn recover(&mut self) {
+        self.mount.take().expect("the union was mounted").leave_dead();
+        let mut arguments = self.command_line();
+        arguments.push("--recover".into());
+        self.mount = Some(Mount::start(&arguments, &self.point()));
     }
 
     /// Unmounts and mounts again.

@@ -273,10 +273,9 @@ fn sigusr1_prints_statistics() {
     unmount_as_podman(&union.point());
     assert!(mount.foreground_status().expect("ended").success());
     let [out, log] = printed(&mut mount);
-    assert!(out.is_empty() && log.lines().count() == 1, "{out}{log}");
-    let json = log.split_once("statistics: ").expect("statistics").1;
-    let stats: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    assert!(stats["operations"]["write"].as_u64().is_some_and(|count| count > 0), "{stats}");
+    assert!(out.is_empty(), "{out}");
+    let operations = log.lines().find_map(|line| line.split_once("operations: ")).expect("operations").1;
+    assert!(operations.split(", ").any(|operation| operation.starts_with("write ")), "{operations}");
 }
 
 /// Whoever made the mount did not ask the kernel to check permissions: we see to it.
