@@ -37,6 +37,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError};
+use crate::layer::override_stat::OverrideStat;
 use crate::layer::{Stack, StackSpec};
 use crate::name::Name;
 
@@ -153,6 +154,8 @@ pub struct Union {
     boot: String,
     /// See [`crate::sys::privilege::ambiguous_ids`].
     ambiguous_ids: Option<(u32, u32)>,
+    /// See [`permissions::said_of_lower_root`].
+    lower_root_said: Option<OverrideStat>,
     /// Shared by publications of copy-ups, exclusive for the rename of a directory.
     renames: RwLock<()>,
 }
@@ -190,6 +193,7 @@ impl Union {
             changes: AtomicU32::new(1),
             boot,
             ambiguous_ids: crate::sys::privilege::ambiguous_ids(),
+            lower_root_said: permissions::said_of_lower_root(&stack),
             renames: RwLock::new(()),
             stack,
             options,

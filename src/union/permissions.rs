@@ -7,18 +7,27 @@ use std::sync::Arc;
 use crate::error::{Errno, Result};
 use crate::layer::override_stat::{Form, OverrideStat};
 use crate::layer::upper::AsUpper;
-use crate::layer::{RealDir, Upper};
+use crate::layer::{RealDir, Stack, Upper};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
 use crate::sys::xattr::Target;
 use crate::union::attr::{drop_capabilities, without_set_id};
-use crate::union::inode::{Inode, Node};
+use crate::union::inode::Inode;
 use crate::union::{FileKind, SetAttr, Union};
+
+/// What the topmost lower root that says something does, for the root of an upper that says nothing.
+pub(super) fn said_of_lower_root(stack: &Stack) -> Option<OverrideStat> {
+    stack.xattr_permissions().filter(|_| stack.is_writable())?;
+    stack.layers().iter().map(|layer| &layer.root).filter(|root| !root.layer.is_upper()).find_map(|root| {
+        let fd = stack.open_dir(root).ok()?;
+        stack.override_stat(Target::Dir(fd.as_fd()), &sys::file::stat(&*fd).ok()?).ok()?
+    })
+}
 
 impl Union {
     /// What the attribute says of an inode whose real status is `stat`. The root of an upper that says nothing has what the
-    /// lower root says, as in fuse-overlayfs.
+    /// lower roots say, as in fuse-overlayfs.
     pub(super) fn override_of(&self, inode: &Inode, stat: &Stat) -> Result<Option<OverrideStat>> {
         if self.stack.xattr_permissions().is_none() {
             return Ok(None);
@@ -28,13 +37,8 @@ impl Union {
             Err(Errno::ENODATA) => return Ok(None),
             said => said?,
         };
-        let Node::Dir(dir) = &inode.node else { return Ok(said) };
-        let view = dir.view();
-        let (None, Self::ROOT, true, Some(lower)) = (said, inode.number, view.upper.is_some(), view.lowers.first())
-        else {
-            return Ok(said);
-        };
-        self.stack.override_stat(Target::Dir((*self.stack.open_dir(lower)?).as_fd()), stat)
+        let of_root = self.lower_root_said.filter(|_| inode.number == Self::ROOT);
+        Ok(said.or(of_root))
     }
 
     /// The type of an object that is no directory, which for a regular file an attribute may say.
@@ -78,6 +82,11 @@ impl Union {
         said.gid = change.gid.unwrap_or(said.gid);
         said.mode = change.mode.map_or(said.mode, |mode| mode & 0o7777);
         if change.uid.is_some() || change.gid.is_some() || change.mode.is_some() {
+            let needed = if stat.is_dir() { 0o700 } else { 0o600 };
+            if stat.mode & needed != needed {
+                // Closed to the mounter, it could not be read.
+                upper.chmod(object, stat.mode & 0o7777 | needed)?;
+            }
             upper.set_override(object, &said)?;
         }
         Ok(true)

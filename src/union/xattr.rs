@@ -12,7 +12,7 @@ use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::reach::Reached;
 use crate::union::stats::{LAYER_XATTR, Op, STATS_XATTR};
-use crate::union::{Caller, Union, acl};
+use crate::union::{Caller, FileKind, Union, acl};
 
 impl Union {
     /// The value of an attribute.
@@ -95,6 +95,10 @@ impl Union {
         let stored = self.stored_name(name)?;
         let value = &*self.options.ids.stored_value(name, value)?;
         let inode = self.inode(ino)?;
+        if self.is_special_as_file(&inode) && name.to_bytes().starts_with(b"user.") {
+            // As what it stands for.
+            return Err(Errno::EPERM);
+        }
         let upper = self.stack.upper()?;
         match &inode.node {
             Node::Dir(dir) => {
@@ -206,6 +210,11 @@ impl Union {
     /// Whether an attribute has owner and permissions.
     fn keeps_permissions_in(&self, name: &[u8]) -> bool {
         self.stack.xattr_permissions().is_some() && Form::hides(name)
+    }
+
+    /// Whether what is no file may be stored as one.
+    fn is_special_as_file(&self, inode: &Inode) -> bool {
+        self.stack.xattr_permissions().is_some() && !matches!(inode.kind, FileKind::Regular | FileKind::Directory)
     }
 
     fn check_settable(&self, name: &CStr) -> Result<()> {

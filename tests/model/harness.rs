@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use layerfs::layer::StackSpec;
+use layerfs::layer::override_stat::Form;
 use layerfs::union::{Options, Union};
 
 use super::case::{Case, Op, Place, Subject};
@@ -12,10 +13,10 @@ use super::compare::Known;
 use super::layers::Layer;
 use super::merge::{Merged, Source, merge, merge_generated};
 use super::on_disk;
-use super::read::read;
+use super::read::{KEPT, read};
 use super::reference::{Id, Kind, Object, ROOT, Tree};
 use super::write::write;
-use crate::fixture::{Held, Layers, OnDisk, View, make_whiteout, me, snapshot};
+use crate::fixture::{Held, Layers, OnDisk, View, make_whiteout, me, set_xattr, snapshot};
 
 /// What went wrong, in words.
 pub type Checked<T = ()> = Result<T, String>;
@@ -31,6 +32,7 @@ pub struct Run {
     layers: Layers,
     trusted: bool,
     cache: usize,
+    permissions: Option<Form>,
     view: Option<View>,
     pub tree: Tree,
     /// Where the objects came from that upper had or found when it was new.
@@ -71,7 +73,16 @@ pub struct Reached<'u> {
 /// # Errors
 /// The first difference between the union and the reference.
 pub fn run(case: &Case) -> Checked {
+    run_keeping(case, None)
+}
+
+/// The same with owners and permissions in an attribute.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_keeping(case: &Case, permissions: Option<Form>) -> Checked {
     let mut run = Run::new(case);
+    run.permissions = permissions;
     run.on_disk().map_err(|e| format!("the layers are not what was asked for: {e}"))?;
     run.mount().and_then(|()| run.compare()).map_err(|e| format!("before the first step: {e}"))?;
     for (step, op) in case.ops.iter().enumerate() {
@@ -96,6 +107,7 @@ impl Run {
             layers,
             trusted: case.trusted,
             cache: case.cache,
+            permissions: None,
             view: None,
             sources: merged.sources,
             tree: merged.tree,
@@ -107,7 +119,9 @@ impl Run {
 
     fn mount(&mut self) -> Checked {
         let options = Options { cache_entries: self.cache, ..Options::default() };
-        let view = View::open(&StackSpec { trusted_lowers: self.trusted, ..self.layers.spec() }, options);
+        let (trusted_lowers, xattr_permissions) = (self.trusted, self.permissions);
+        let spec = StackSpec { trusted_lowers, xattr_permissions, ..self.layers.spec() };
+        let view = View::open(&spec, options);
         self.inodes = view.stats().inodes;
         self.view = Some(view);
         self.nothing_staged()
@@ -178,7 +192,13 @@ impl Run {
         let added = self.layers.lowers[0].clone();
         self.lowers.push((added.clone(), snapshot(&added)));
         // The root is that of the new upper.
-        self.tree.objects[ROOT] = Object { kind: self.tree.object(ROOT).kind.clone(), ..fresh_root() };
+        let root = Object { kind: self.tree.object(ROOT).kind.clone(), ..fresh_root() };
+        if self.permissions.is_some() {
+            // Else it would show what the added layer's root says.
+            let value = format!("{}:{}:{:o}", root.uid, root.gid, root.mode);
+            set_xattr(&self.layers.upper(""), KEPT, value.as_bytes()).unwrap();
+        }
+        self.tree.objects[ROOT] = root;
         let merged = self.on_disk()?;
         let mut numbers: HashMap<_, _> = merged.sources.iter().map(|(id, source)| (*id, source.ino)).collect();
         numbers.insert(ROOT, Union::ROOT);

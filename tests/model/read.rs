@@ -22,6 +22,9 @@ const WHITEOUT: [(&str, Whiteout); 2] =
 /// The namespaces of marks; in each a user's own name that looks like a mark has `overlay.` before its rest.
 const NAMESPACES: [&str; 3] = ["trusted.overlay.", "user.overlay.", "user.fuseoverlayfs."];
 
+/// Where a union keeps owners and permissions, if it is asked to.
+pub const KEPT: &str = "user.containers.override_stat";
+
 /// Reads the layer in a directory.
 ///
 /// # Errors
@@ -111,6 +114,9 @@ fn what(path: &Path, meta: &Metadata, xattrs: &Xattrs) -> Checked<What> {
     if xattrs.contains_key(&mark("metacopy")) && meta.len() > 0 {
         return Ok(What::Metacopy(redirect(path, xattrs)?, meta.len() as usize));
     }
+    if xattrs.get(KEPT).is_some_and(|value| value.ends_with(b":pipe")) {
+        return Ok(What::Fifo);
+    }
     Ok(What::File(std::fs::read(path).unwrap()))
 }
 
@@ -139,17 +145,21 @@ fn redirect(path: &Path, xattrs: &Xattrs) -> Checked<Option<Way>> {
 fn attrs(meta: &Metadata, xattrs: &Xattrs) -> Attrs {
     let known = u32::try_from(meta.mtime_nsec()) == Ok(NSEC);
     let shown = xattrs.iter().filter_map(|(name, value)| Some((shown(name)?, value.clone())));
-    Attrs {
-        mode: meta.mode() & 0o7777,
-        owner: (meta.uid(), meta.gid()),
-        mtime: known.then(|| meta.mtime()),
-        xattrs: shown.collect(),
-    }
+    let (mode, owner) = kept(xattrs).unwrap_or((meta.mode() & 0o7777, (meta.uid(), meta.gid())));
+    Attrs { mode, owner, mtime: known.then(|| meta.mtime()), xattrs: shown.collect() }
+}
+
+/// Permissions and owner that an attribute says.
+fn kept(xattrs: &Xattrs) -> Option<(u32, (u32, u32))> {
+    let text = String::from_utf8(xattrs.get(KEPT)?.clone()).ok()?;
+    let mut fields = text.split(':');
+    let owner = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((u32::from_str_radix(fields.next()?, 8).ok()?, owner))
 }
 
 /// The name that a union shows of an attribute; none of marks, nor of what is not the user's.
 fn shown(stored: &str) -> Option<String> {
-    if stored.starts_with("security.") || stored.starts_with("system.") {
+    if stored.starts_with("security.") || stored.starts_with("system.") || stored == KEPT {
         return None;
     }
     for prefix in NAMESPACES {

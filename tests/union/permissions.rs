@@ -131,6 +131,7 @@ fn special_files_are_files_with_a_type() {
     let view = open(&layers, Form::User);
     check(&view);
     assert_eq!(view.stat("low").unwrap().ino, number, "it still is the lower's");
+    assert_eq!(view.set_xattr("fifo", "user.x", b"y").unwrap_err(), Errno::EPERM, "as a fifo");
     view.link("char", "linked").unwrap();
     view.rename("block", "moved", super::fixture::PLAIN).unwrap();
     assert_eq!(view.stat("linked").unwrap().kind(), Ok(FileKind::CharDevice));
@@ -188,6 +189,22 @@ fn what_layers_say_is_shown_and_copied_up() {
     }
 }
 
+/// What has no attribute yet, and is closed to its owner, as a device that RENAME_WHITEOUT left.
+#[test]
+fn closed_objects_get_it_too() {
+    let layers = Layers::new(1);
+    layers.file(0, "file", "x");
+    let view = open(&layers, Form::User);
+    view.rename("file", "moved", super::fixture::WHITEOUT).unwrap();
+    assert_eq!(view.stat("file").unwrap().mode & 0o7777, 0);
+    assert_eq!(shown(&give(&view, "file", 5, 6)), (5, 6, 0));
+    assert_eq!(shown(&view.chmod("file", 0o640).unwrap()), (5, 6, 0o640));
+    view.close();
+    let view = open(&layers, Form::User);
+    let attr = view.stat("file").unwrap();
+    assert_eq!((attr.kind(), shown(&attr)), (Ok(FileKind::CharDevice), (5, 6, 0o640)));
+}
+
 #[test]
 fn a_write_by_somebody_takes_set_id_bits_off_the_attribute() {
     let layers = Layers::new(1);
@@ -222,8 +239,9 @@ fn a_bad_value_spoils_only_its_object() {
 
 #[test]
 fn the_root_has_what_the_lower_root_says() {
-    let layers = Layers::new(1);
-    set_xattr(&layers.lower(0, ""), KEPT, b"5:6:711").unwrap();
+    let layers = Layers::new(3);
+    set_xattr(&layers.lower(2, ""), OLD, b"1:1:1").unwrap();
+    set_xattr(&layers.lower(1, ""), KEPT, b"5:6:711").unwrap();
     let view = open(&layers, Form::User);
     assert_eq!(shown(&view.stat("").unwrap()), (5, 6, 0o711));
     view.chmod("", 0o750).unwrap();
