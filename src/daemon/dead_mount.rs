@@ -1,10 +1,13 @@
 //! Taking off the mount of a daemon that has died, so that the same layers can be mounted there again.
 
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::fcntl::OFlag;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::Mode;
 
 use crate::error::Errno;
@@ -12,12 +15,17 @@ use crate::sys::mount::{FILESYSTEM_TYPE, detach_opened, is_dead, mounts, top_at}
 
 /// More dead mounts on one directory than this are not taken off at once.
 const MOST: usize = 100;
+/// How long others are given to finish.
+const PATIENCE: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Takes every dead layerfs mount off `mountpoint`; none is no error, so that the same command mounts and recovers.
 ///
 /// # Errors
 /// A layerfs mount there answers, or what is dead is of another type, or may not be taken off.
 pub fn take_off(mountpoint: &Path) -> anyhow::Result<()> {
+    let Some((_, path)) = open(mountpoint)? else { return Ok(()) };
+    let _turn = turn(&path);
     for _ in 0..MOST {
         if !take_one_off(mountpoint)? {
             return Ok(());
@@ -26,19 +34,40 @@ pub fn take_off(mountpoint: &Path) -> anyhow::Result<()> {
     bail!("too many dead mounts on {}: unmount them (umount -l)", mountpoint.display())
 }
 
-/// False if there is none.
-fn take_one_off(mountpoint: &Path) -> anyhow::Result<bool> {
-    // What is opened here stays the same mount, whatever others do to the directory meanwhile.
+/// Opens what is on a directory, dead or alive, and finds its path. None if the directory is missing, for which there is another
+/// sentence.
+fn open(mountpoint: &Path) -> anyhow::Result<Option<(OwnedFd, PathBuf)>> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let opened = match nix::fcntl::open(mountpoint, flags, Mode::empty()) {
         Ok(opened) => opened,
-        // A missing mountpoint has its own sentence.
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(false),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(e) => bail!("{} can't be opened: {}", mountpoint.display(), e.desc()),
     };
     // No path is walked: that would ask the dead mount.
     let path = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()))
         .with_context(|| format!("the path of {} can't be found", mountpoint.display()))?;
+    Ok(Some((opened, path)))
+}
+
+/// Waits until nobody else takes dead mounts off in the directory that `path` is in: fusermount3 unmounts by path, and that may lead
+/// to the mount that somebody has just made anew. None where the directory can't be locked.
+fn turn(path: &Path) -> Option<Flock<File>> {
+    let mut parent = File::open(path.parent()?).ok()?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Flock::lock(parent, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => parent = back,
+            Err(_) => return None,
+        }
+        sleep(INTERVAL);
+    }
+}
+
+/// False if there is none.
+fn take_one_off(mountpoint: &Path) -> anyhow::Result<bool> {
+    // What is opened here stays the same mount, whatever others do to the directory meanwhile.
+    let Some((opened, path)) = open(mountpoint)? else { return Ok(false) };
     let mounts = mounts().context("/proc/self/mountinfo can't be read")?;
     let Some(mount) = top_at(&mounts, &path) else { return Ok(false) };
     let ours = mount.kind.as_encoded_bytes() == FILESYSTEM_TYPE.to_bytes();

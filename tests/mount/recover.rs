@@ -31,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         t!(recovered_by_its_relative_name_and_by_a_symlink),
         t!(several_dead_mounts_on_one_directory).needs(no_right),
         t!(a_mount_that_answers_is_left_alone),
+        t!(recovered_by_several_at_once),
         t!(without_a_dead_mount_it_only_mounts),
         t!(a_dead_mount_of_another_type_is_left_alone).root(),
     ]
@@ -198,6 +199,31 @@ fn a_mount_that_answers_is_left_alone() {
         let said = layerfs(words).stderr;
         assert!(said.contains("nothing to recover"), "{said}");
         assert_eq!(read(union.at("file")), "xy");
+    }
+    union.umount();
+}
+
+/// One of them mounts; the others may not take that off again.
+fn recovered_by_several_at_once() {
+    let mut union = Union::new(1);
+    put(union.lower(0, "file"), "x");
+    union.mount();
+    for round in 1..=8 {
+        append(union.at("file"), "y");
+        union.kill_daemon();
+        let words = union.command_line();
+        let recover = || {
+            let mut command = Command::new(layerfs_binary());
+            command.args(["mount", "--recover"]).args(&words).arg(union.point()).env(MARK, union.point());
+            run(&mut command).status.success()
+        };
+        let mounted = thread::scope(|scope| {
+            let asked: Vec<_> = (0..4).map(|_| scope.spawn(recover)).collect();
+            asked.into_iter().filter_map(|thread| thread.join().expect("no panic").then_some(())).count()
+        });
+        assert_eq!(mounted, 1, "round {round}");
+        assert_eq!(read(union.at("file")).len(), 1 + round);
+        assert_eq!(processes_of(union.point().as_os_str()).len(), 1, "round {round}");
     }
     union.umount();
 }
