@@ -4,7 +4,8 @@
 use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::{as_user, find_program, layerfs_binary, may_mount};
-use crate::common::mount::{Ended, Mount, mounted_on, run};
+use crate::common::mount::{Ended, Mount, eventually, mounted_on, run};
 use crate::common::sys::hand_over;
 use crate::common::union::Union;
 use crate::t;
@@ -31,6 +32,7 @@ pub fn tests() -> Vec<Test> {
         t!(apptainer_polls),
         t!(sigusr1_prints_statistics),
         t!(apptainer_hands_its_mount_over).root(),
+        t!(apptainer_starts_it_as_the_user).root(),
         t!(apptainer_ends_with_a_signal).root(),
         t!(a_handed_mount_in_the_background).root(),
         t!(what_is_no_fuse_device_is_refused),
@@ -64,11 +66,18 @@ fn lowerdir(union: &Union) -> String {
 /// As containers/storage does: by fusermount3, else out of the tree by umount(2).
 fn unmount_as_podman(point: &Path) {
     if find_program("fusermount3").is_some() {
-        run(Command::new("fusermount3").arg("-u").arg(point)).success();
+        // A process that another test is starting holds our descriptors too, until its exec.
+        let done = eventually(1, || run(Command::new("fusermount3").arg("-u").arg(point)).status.success());
+        assert!(done, "{point:?} stays busy");
     } else {
         umount2(point, MntFlags::MNT_DETACH).expect("umount");
     }
     assert!(mounted_on(point).is_none());
+}
+
+/// By umount(2), as those do who mount by themselves.
+fn unmount_directly(point: &Path) {
+    assert!(eventually(1, || umount2(point, MntFlags::empty()).is_ok()), "{point:?} stays busy");
 }
 
 /// Layers as these tools unpack them for a mount program: with whiteouts in AUFS form.
@@ -167,7 +176,7 @@ fn buildah_mounts_a_volume() {
     let mount = Mount::attempt_by(command, &union.point()).expect("mounted");
     append(union.at("file"), "y");
     if may_mount() {
-        umount2(&union.point(), MntFlags::empty()).expect("umount");
+        unmount_directly(&union.point());
     } else {
         unmount_as_podman(&union.point());
     }
@@ -238,19 +247,19 @@ fn printed(mount: &mut Mount) -> [String; 2] {
     texts
 }
 
-/// A mount as Apptainer's setuid part makes it, without default_permissions: its /dev/fuse.
-fn mount_for_another(point: &Path) -> OwnedFd {
+/// A mount as Apptainer's setuid part makes it for a user, without default_permissions: its /dev/fuse.
+fn mount_for_another(point: &Path, user: u32) -> OwnedFd {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
     let device = OwnedFd::from(device);
     let number = std::os::fd::AsRawFd::as_raw_fd(&device);
-    let data = format!("fd={number},rootmode=40000,user_id=0,group_id=0,allow_other");
+    let data = format!("fd={number},rootmode=40000,user_id={user},group_id={user},allow_other");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     nix::mount::mount(Some("fuse-overlayfs"), point, Some("fuse"), flags, Some(data.as_str())).expect("mount");
     device
 }
 
 fn handed_over(union: &Union, words: &[&str], more: &str) -> Command {
-    let device = mount_for_another(&union.point());
+    let device = mount_for_another(&union.point(), 0);
     let mut command = Command::new(fuse_overlayfs(union));
     command.args(words).arg("-o").arg(format!("allow_other,{},noacl{more}", option_list(union))).arg("/dev/fd/3");
     hand_over(&mut command, device, 3);
@@ -260,12 +269,8 @@ fn handed_over(union: &Union, words: &[&str], more: &str) -> Command {
 fn sigusr1_prints_statistics() {
     let union = container();
     let mut command = Command::new(fuse_overlayfs(&union));
-    command
-        .args(["-f", "-o"])
-        .arg(option_list(&union))
-        .arg(union.point())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(["-f", "-o"]).arg(option_list(&union)).arg(union.point());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut mount = Mount::start_foreground_by(command, &union.point());
     append(union.at("bin/sh"), "!");
     mount.signal(Signal::SIGUSR1);
@@ -275,7 +280,7 @@ fn sigusr1_prints_statistics() {
     let [out, log] = printed(&mut mount);
     assert!(out.is_empty(), "{out}");
     let operations = log.lines().find_map(|line| line.split_once("operations: ")).expect("operations").1;
-    assert!(operations.split(", ").any(|operation| operation.starts_with("write ")), "{operations}");
+    assert!(operations.split(", ").any(|operation| operation.starts_with("lookup ")), "{operations}");
 }
 
 /// Whoever made the mount did not ask the kernel to check permissions: we see to it.
@@ -297,11 +302,33 @@ fn apptainer_hands_its_mount_over() {
         assert_eq!(read(union.at("public")), "public");
     });
     append(union.at("bin/sh"), "!");
-    umount2(&union.point(), MntFlags::empty()).expect("umount");
+    unmount_directly(&union.point());
     assert!(mount.foreground_status().expect("ended").success());
     assert_eq!(printed(&mut mount), ["", ""]);
     assert_eq!(read(union.upper("bin/sh")), "shell!");
     assert!(!exists(union.work("work/incompat/layerfs")), "a clean end");
+}
+
+/// The user has no right to mount, and needs none.
+fn apptainer_starts_it_as_the_user() {
+    let union = container();
+    run(Command::new("chown").arg("-R").arg("65534:65534").arg(union.root())).success();
+    let device = mount_for_another(&union.point(), 65534);
+    // Without the options of this run of tests: some are for root.
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", r#"exec "$0" -f -o "$1" /dev/fd/3"#]).arg(fuse_overlayfs(&union)).arg(option_list(&union));
+    hand_over(&mut command, device, 3);
+    command.uid(65534).gid(65534);
+    let mut mount = Mount::start_foreground_by(command, &union.point());
+    as_user(65534, 65534, || {
+        assert_container(&union);
+        append(union.at("bin/sh"), "!");
+        put(union.at("new"), "new");
+    });
+    assert_eq!(stat(union.at("new")).uid(), 65534);
+    unmount_directly(&union.point());
+    assert!(mount.foreground_status().expect("ended").success());
+    assert_eq!(read(union.upper("bin/sh")), "shell!");
 }
 
 /// A signal while the mount is there: that is not ours to take off, but what was closed is kept.
@@ -324,7 +351,7 @@ fn a_handed_mount_in_the_background() {
     let command = handed_over(&union, &[], ",timeout=1");
     let mount = Mount::attempt_by(command, &union.point()).expect("mounted");
     assert_container(&union);
-    umount2(&union.point(), MntFlags::empty()).expect("umount");
+    unmount_directly(&union.point());
     mount.umount();
 }
 
