@@ -29,6 +29,8 @@ pub fn tests() -> Vec<Test> {
         t!(buildah_mounts_a_volume),
         t!(containerd_probes),
         t!(containerd_mounts).root(),
+        t!(containerd_asks_the_fuse_helper).root().needs(no_fuse_helper),
+        t!(without_any_standard_stream),
         t!(apptainer_polls),
         t!(sigusr1_prints_statistics),
         t!(apptainer_hands_its_mount_over).root(),
@@ -222,6 +224,41 @@ fn containerd_mounts() {
     assert_eq!(read(union.upper("bin/sh")), "shell!");
 }
 
+/// What containerd runs; the helper for all of FUSE makes the words above of it.
+fn containerd_asks_the_fuse_helper() {
+    let union = container();
+    let directory = fuse_overlayfs(&union).parent().expect("a directory").display().to_string();
+    let mut command = Command::new(find_program("mount.fuse3").expect("mount.fuse3"));
+    command.arg("overlay").arg(union.point()).args(["-t", "fuse-overlayfs"]);
+    for option in option_list(&union).split(',').rev() {
+        command.args(["-o", option]);
+    }
+    command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap_or_default()));
+    let mount = Mount::attempt_by(command, &union.point()).expect("mounted");
+    assert_container(&union);
+    append(union.at("bin/sh"), "!");
+    unmount_directly(&union.point());
+    assert_eq!(read(union.upper("bin/sh")), "shell!");
+    mount.umount();
+}
+
+fn no_fuse_helper() -> Option<String> {
+    find_program("mount.fuse3").is_none().then(|| "no mount.fuse3 (package fuse3)".to_owned())
+}
+
+/// As a service may be started.
+fn without_any_standard_stream() {
+    let union = container();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", r#"exec "$0" "$@" <&- >&- 2>&-"#]).arg(fuse_overlayfs(&union)).arg(union.point());
+    command.arg("-o").arg(option_list(&union));
+    let mount = Mount::attempt_by(command, &union.point()).expect("mounted");
+    assert_container(&union);
+    append(union.at("bin/sh"), "!");
+    mount.umount();
+    assert_eq!(read(union.upper("bin/sh")), "shell!");
+}
+
 /// `-f` and the mount table, where it looks again and again; what is printed is shown to users.
 fn apptainer_polls() {
     let union = container();
@@ -362,6 +399,11 @@ fn what_is_no_fuse_device_is_refused() {
         let ended = run(command.arg("-o").arg(option_list(&union)).arg(target));
         assert_refused(&ended, part);
     }
+    let idle = OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
+    let mut command = Command::new(fuse_overlayfs(&union));
+    command.arg("-o").arg(option_list(&union)).arg("/dev/fd/3");
+    hand_over(&mut command, idle.into(), 3);
+    assert_refused(&run(&mut command), "does not answer");
 }
 
 #[track_caller]
