@@ -314,16 +314,17 @@ struct Apart {
 impl Apart {
     /// `dev` becomes its /dev, with a `log` that leads to `socket`.
     fn start(union: &Union, dev: &Path, socket: &Path) -> Apart {
-        // It holds copies of other tests' mounts too, whose daemons have to end: it lets go of those.
-        let script = "set -e; dev=$1 socket=$2; shift 2
-            grep -F ' fuse.layerfs ' /proc/self/mountinfo | cut -d' ' -f5 | xargs -r umount -l
+        // It holds copies of other tests' mounts too, which have to end when they are taken off: it lets go of those.
+        let script = "set -e; dev=$1 socket=$2 others=$3; shift 3
+            cut -d' ' -f5 /proc/self/mountinfo | grep -F \"$others\" | sort -r | xargs -r umount -l
             mount -t tmpfs none \"$dev\"; mknod \"$dev/null\" c 1 3; mknod \"$dev/fuse\" c 10 229
             mkdir \"$dev/shm\"; mount --rbind /dev/shm \"$dev/shm\"; ln -s \"$socket\" \"$dev/log\"
             mount --rbind \"$dev\" /dev; exec \"$0\" mount \"$@\"";
         let mark = union.point().into_os_string();
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-c", script]).arg(layerfs_binary());
-        command.args([dev, socket]).args(union.command_line()).arg(union.point()).env(MARK, &mark);
+        let others = union.root().parent().expect("a parent").join("layerfs-");
+        command.args([dev, socket, &others]).args(union.command_line()).arg(union.point()).env(MARK, &mark);
         crate::common::mount::run(&mut command).success();
         Apart { pid: processes_of(&mark)[0], mark }
     }
