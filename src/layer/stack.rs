@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::OFlag;
+use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError, is_passing};
@@ -22,8 +23,9 @@ use crate::sys;
 use crate::sys::file::{FsStat, Reach, Stat};
 use crate::sys::xattr::Target;
 
-/// How many descriptors of directories stay open.
-const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(160).unwrap();
+/// How many descriptors of directories stay open, beside those of two directories that all lowers have: a walk through more
+/// layers than are remembered would find none of them open.
+const OPEN_DIRS: usize = 160;
 
 /// The longest relative path given to one system call when a directory is reopened, in bytes (`PATH_MAX` is 4096).
 const REOPEN_CHUNK: usize = 4000;
@@ -60,6 +62,13 @@ pub struct Stack {
     pub(super) places: RwLock<()>,
 }
 
+/// At most a quarter of what the process may open: the layers, files and pinned objects need the rest.
+fn open_dirs(lowers: usize) -> NonZeroUsize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let most = usize::try_from(limit / 4).unwrap_or(usize::MAX).max(OPEN_DIRS);
+    NonZeroUsize::MIN.saturating_add((OPEN_DIRS + 2 * lowers).min(most))
+}
+
 impl Stack {
     /// Opens the layers, and makes the work directory when there is an upper one. `volatile`: what is written may be lost
     /// when the machine stops, and a sign on disk says so.
@@ -70,7 +79,7 @@ impl Stack {
         preflight::check(spec)?;
         let privileged = sys::privilege::is_privileged();
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
-        let fds = Arc::new(DirFds::new(OPEN_DIRS));
+        let fds = Arc::new(DirFds::new(open_dirs(spec.lowers.len())));
         let mut layers = Vec::with_capacity(spec.lowers.len() + 1);
         let mut opened_work = None;
         if let (Some(dir), Some(work_path)) = (&spec.upper, &spec.work) {

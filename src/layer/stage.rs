@@ -178,7 +178,8 @@ fn rename_from(from: (BorrowedFd<'_>, &CStr), to: (BorrowedFd<'_>, &CStr), flags
     }
 }
 
-/// Copies every xattr but the marks and, where they are kept in one, owner and permissions; ACLs and capabilities are among them. True if there was an ACL, which sets the mode.
+/// Copies every xattr but the marks and, where they are kept in one, owner and permissions; ACLs and capabilities are among
+/// them. True if there was an ACL, which sets the mode.
 fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace, permissions: bool) -> Result<bool> {
     let names = match sys::xattr::list(from) {
         Err(Errno::EOPNOTSUPP) => return Ok(false),
@@ -219,7 +220,8 @@ fn may_be_lost(attr: &[u8], error: Errno) -> bool {
 }
 
 /// Gives a staged object the owner of another, and then what a change of owner would take away: its xattrs and its mode. Last the
-/// times. With `permissions`, what `st` says of them is only kept in that attribute. Where the owner can't be set (no privilege, no mapping) it stays ours and loses the set-id bits. Returns which object it is.
+/// times. With `permissions`, what `st` says of them is only kept in that attribute. Where the owner can't be set (no privilege,
+/// no mapping) it stays ours and loses the set-id bits. Returns which object it is.
 pub(super) fn copy_metadata(
     from: Target<'_>,
     st: &Stat,
