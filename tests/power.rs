@@ -39,6 +39,7 @@ fn main() {
         t!(power_cuts_on_btrfs).root().needs(no_disks).seconds(3000),
         t!(power_cuts_with_strict_durability).root().needs(no_disks).seconds(3000),
         t!(an_orderly_end_loses_nothing).root().needs(no_disks).seconds(600),
+        t!(what_was_just_synced_has_its_name).root().needs(no_disks).seconds(600),
         t!(a_copy_is_committed_in_time).root().needs(no_disks).seconds(600),
     ]);
 }
@@ -90,6 +91,28 @@ fn an_orderly_end_loses_nothing() {
         });
         run.cut_after_the_end("off");
         run.check_all();
+    }
+}
+
+/// Its name is there after the cut, in a directory that came up for it, too.
+fn what_was_just_synced_has_its_name() {
+    for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
+        let machine = Machine::new(kind);
+        let mut run = machine.prepare(&[]);
+        let sync = |path: &str, content: &str| {
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(run.union.at(path)).expect(path);
+            std::io::Write::write_all(&mut &file, content.as_bytes()).expect(path);
+            file.sync_all().expect(path);
+        };
+        sync("w0/c", "appended");
+        std::fs::remove_file(run.union.at("w1/c")).expect("unlink");
+        sync("w1/c", "over a whiteout");
+        run.cut("now-synced");
+        run.end(Union::umount);
+        machine.recovered("now-synced", |view| {
+            assert!(view.read("w0/c").expect("read").ends_with(b"appended"), "{kind:?}");
+            assert_eq!(view.read("w1/c").expect("read"), b"over a whiteout", "{kind:?}");
+        });
     }
 }
 

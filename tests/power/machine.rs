@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -22,15 +22,23 @@ const WORKERS: usize = 3;
 /// How long a worker rests between two changes.
 const REST: Duration = Duration::from_millis(2);
 
+/// One machine is worked in at a time. With three at once btrfs (6.18) lost a name that had just been synced, an old one or a new
+/// one, in 3 of 460 cuts soon after the start, written through or late; alone in none. Why is not known.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// A host with a disk that has lowers.
 pub struct Machine {
     host: Host,
     kind: Kind,
     lowers: Vec<Tree>,
+    /// Given back last.
+    _one: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     pub fn new(kind: Kind) -> Machine {
+        // A test that failed leaves nothing that the next one could be hurt by.
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let host = Host::new();
         let mut lowers = Vec::new();
         host.make("base", kind, |root| {
@@ -47,7 +55,7 @@ impl Machine {
             make_dir(root.join("upper"));
             lowers = Layers::new(root).lower_trees();
         });
-        Machine { host, kind, lowers }
+        Machine { host, kind, lowers, _one: one }
     }
 
     /// Mounts a union on a disk of its own.
