@@ -78,6 +78,9 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string();
+        if is_of_no_matter(record.target(), &text) {
+            return;
+        }
         let mut state = self.0.lock();
         let Some(state) = state.as_mut() else { return };
         match state.throttle.admit(Instant::now()) {
@@ -92,6 +95,12 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
+}
+
+/// fuser 0.18 tells as an error that nobody waits for an answer any more, which is usual when a mount is taken off: the kernel
+/// answers that write with ENOENT.
+fn is_of_no_matter(target: &str, text: &str) -> bool {
+    target.starts_with("fuser") && text.starts_with("Failed to send FUSE reply") && text.ends_with("(os error 2)")
 }
 
 impl Sink {
@@ -163,6 +172,18 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_that_nobody_waits_for_are_not_told() {
+        let told = |target, error| {
+            !is_of_no_matter(
+                target,
+                &format!("Failed to send FUSE reply: {}", std::io::Error::from_raw_os_error(error)),
+            )
+        };
+        assert!(!told("fuser::reply", libc::ENOENT));
+        assert!(told("fuser::reply", libc::EINVAL) && told("layerfs::fuse", libc::ENOENT));
+    }
 
     #[test]
     fn a_flood_is_cut_and_counted() {
