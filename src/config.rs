@@ -4,6 +4,7 @@
 //! alike, so that both mean the same and complain alike.
 
 mod foreign;
+mod options;
 mod words;
 
 use std::ffi::{OsStr, OsString};
@@ -14,11 +15,15 @@ use std::time::Duration;
 
 use nix::mount::MsFlags;
 
+use crate::fuse::Ring;
 use crate::layer::StackSpec;
 use crate::layer::override_stat::Form;
+use crate::layer::whiteout::Whiteouts;
 use crate::sys::mount::MountOptions;
 use crate::union::{Durability, IdMap, Io, Options, Xino};
 
+pub use options::help;
+use options::{Action, Known};
 use words::{nearest, split_list, split_unescaped, unescape};
 
 /// The source that /proc/mounts shows when none is given.
@@ -56,167 +61,13 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// How many threads answer requests.
     pub threads: usize,
+    /// Whether requests are taken from io_uring.
+    pub ring: Ring,
     /// Whether the process stays in the foreground.
     pub foreground: bool,
     /// Whether a dead mount on the mountpoint is taken off first.
     pub recover: bool,
 }
-
-/// What an option does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
-    Lowers,
-    Upper,
-    Work,
-    UserXattr,
-    TrustedLowers,
-    Volatile,
-    Durability,
-    Timeout,
-    Io,
-    RedirectDir,
-    Metacopy,
-    Xino,
-    NoAcl,
-    UidMapping,
-    GidMapping,
-    SquashToRoot,
-    SquashToUid,
-    SquashToGid,
-    StaticNlink,
-    XattrPermissions,
-    Threads,
-    CacheEntries,
-    Fsync,
-    Threaded,
-    Writeback,
-    NoXattrs,
-    Ino32,
-    Debug,
-    Source,
-    AllowOther,
-    AllowRoot,
-    Recover,
-    /// Sets a flag of the mount.
-    Set(MsFlags),
-    /// Clears one.
-    Clear(MsFlags),
-    /// True anyway.
-    Nothing,
-    /// A note of mount(8) for itself, with or without a value: what follows from it comes as options of its own.
-    Others,
-    /// Changes the flags of a mount that is there.
-    Remount,
-}
-
-impl Action {
-    fn takes_value(self) -> bool {
-        matches!(
-            self,
-            Self::Lowers
-                | Self::Upper
-                | Self::Work
-                | Self::Durability
-                | Self::Timeout
-                | Self::Io
-                | Self::RedirectDir
-                | Self::Metacopy
-                | Self::Xino
-                | Self::UidMapping
-                | Self::GidMapping
-                | Self::SquashToUid
-                | Self::SquashToGid
-                | Self::XattrPermissions
-                | Self::Threads
-                | Self::CacheEntries
-                | Self::Fsync
-                | Self::Threaded
-                | Self::Writeback
-                | Self::NoXattrs
-                | Self::Source
-        )
-    }
-}
-
-/// The options by name.
-const OPTIONS: &[(&str, Action)] = &[
-    ("lowerdir", Action::Lowers),
-    ("upperdir", Action::Upper),
-    ("workdir", Action::Work),
-    ("userxattr", Action::UserXattr),
-    ("trusted_lowers", Action::TrustedLowers),
-    ("volatile", Action::Volatile),
-    ("durability", Action::Durability),
-    ("timeout", Action::Timeout),
-    ("io", Action::Io),
-    ("redirect_dir", Action::RedirectDir),
-    ("metacopy", Action::Metacopy),
-    ("xino", Action::Xino),
-    ("noacl", Action::NoAcl),
-    ("uidmapping", Action::UidMapping),
-    ("gidmapping", Action::GidMapping),
-    ("squash_to_root", Action::SquashToRoot),
-    ("squash_to_uid", Action::SquashToUid),
-    ("squash_to_gid", Action::SquashToGid),
-    ("static_nlink", Action::StaticNlink),
-    ("xattr_permissions", Action::XattrPermissions),
-    ("threads", Action::Threads),
-    ("cache_entries", Action::CacheEntries),
-    // Of fuse-overlayfs.
-    ("fsync", Action::Fsync),
-    ("threaded", Action::Threaded),
-    ("writeback", Action::Writeback),
-    ("noxattrs", Action::NoXattrs),
-    ("ino32_t", Action::Ino32),
-    ("debug", Action::Debug),
-    ("source", Action::Source),
-    ("fsname", Action::Source),
-    ("allow_other", Action::AllowOther),
-    ("allow_root", Action::AllowRoot),
-    ("recover", Action::Recover),
-    // The kernel always checks permissions: the union itself doesn't.
-    ("default_permissions", Action::Nothing),
-    ("ro", Action::Set(MsFlags::MS_RDONLY)),
-    ("rw", Action::Clear(MsFlags::MS_RDONLY)),
-    ("nosuid", Action::Set(MsFlags::MS_NOSUID)),
-    ("suid", Action::Clear(MsFlags::MS_NOSUID)),
-    ("nodev", Action::Set(MsFlags::MS_NODEV)),
-    ("dev", Action::Clear(MsFlags::MS_NODEV)),
-    ("noexec", Action::Set(MsFlags::MS_NOEXEC)),
-    ("exec", Action::Clear(MsFlags::MS_NOEXEC)),
-    ("noatime", Action::Set(MsFlags::MS_NOATIME)),
-    ("atime", Action::Clear(MsFlags::MS_NOATIME)),
-    ("nodiratime", Action::Set(MsFlags::MS_NODIRATIME)),
-    ("diratime", Action::Clear(MsFlags::MS_NODIRATIME)),
-    ("strictatime", Action::Set(MsFlags::MS_STRICTATIME)),
-    ("relatime", Action::Clear(MsFlags::MS_STRICTATIME)),
-    ("sync", Action::Set(MsFlags::MS_SYNCHRONOUS)),
-    ("async", Action::Clear(MsFlags::MS_SYNCHRONOUS)),
-    ("dirsync", Action::Set(MsFlags::MS_DIRSYNC)),
-    ("lazytime", Action::Set(MsFlags::MS_LAZYTIME)),
-    ("nolazytime", Action::Clear(MsFlags::MS_LAZYTIME)),
-    ("defaults", Action::Nothing),
-    ("auto", Action::Nothing),
-    ("noauto", Action::Nothing),
-    ("nofail", Action::Nothing),
-    ("_netdev", Action::Nothing),
-    ("nouser", Action::Nothing),
-    ("user", Action::Others),
-    ("users", Action::Others),
-    ("owner", Action::Others),
-    ("group", Action::Others),
-    ("helper", Action::Others),
-    ("uhelper", Action::Others),
-    ("comment", Action::Others),
-    // Without meaning for FUSE, or what the kernel does anyway.
-    ("norelatime", Action::Nothing),
-    ("nostrictatime", Action::Clear(MsFlags::MS_STRICTATIME)),
-    ("loud", Action::Nothing),
-    ("silent", Action::Nothing),
-    ("nomand", Action::Nothing),
-    ("noiversion", Action::Nothing),
-    ("remount", Action::Remount),
-];
 
 /// Options as they come in, before it is known whether they go together.
 #[derive(Clone, Debug)]
@@ -235,6 +86,7 @@ pub struct Settings {
     allow_other: bool,
     allow_root: bool,
     threads: Option<usize>,
+    ring: Ring,
     foreground: bool,
     recover: bool,
     ignore_unknown: bool,
@@ -259,6 +111,7 @@ impl Default for Settings {
             allow_other: false,
             allow_root: false,
             threads: None,
+            ring: Ring::Auto,
             foreground: false,
             recover: false,
             ignore_unknown: false,
@@ -333,13 +186,13 @@ impl Settings {
         if is_for_others(name) {
             return Ok(());
         }
-        let Some((name, action)) = OPTIONS.iter().find(|(known, _)| OsStr::new(known) == name) else {
+        let Some(Known { name, action, value: expected, .. }) = options::known(name) else {
             return self.unknown(name);
         };
         match value {
             _ if *action == Action::Others => Ok(()),
-            None if action.takes_value() => wrong(format!("the option {name} needs a value: {name}=...")),
-            Some(_) if !action.takes_value() => wrong(format!("the option {name} takes no value")),
+            None if !expected.is_empty() => wrong(format!("the option {name} needs a value: {name}=...")),
+            Some(_) if expected.is_empty() => wrong(format!("the option {name} takes no value")),
             _ => self.apply(name, *action, value.unwrap_or_default()),
         }
     }
@@ -348,8 +201,8 @@ impl Settings {
         if self.ignore_unknown || self.compatible && foreign::is_known(name) {
             return Ok(());
         }
-        let ours = OPTIONS.iter().filter(|(_, action)| !matches!(action, Action::Others | Action::Remount));
-        let nearest = nearest(name, ours.map(|(known, _)| *known));
+        let ours = options::all().filter(|known| !matches!(known.action, Action::Others | Action::Remount));
+        let nearest = nearest(name, ours.map(|known| known.name));
         if self.compatible {
             let warning = format!("unknown mount option \"{}\" ignored: did you mean \"{nearest}\"?", name.display());
             self.warnings.push(warning);
@@ -391,6 +244,10 @@ impl Settings {
                 self.union.redirect_dir = one_of(name, value, &values)?;
             }
             Action::Metacopy => self.metacopy = Some(one_of(name, value, &[("on", true), ("off", false)])?),
+            Action::Whiteouts => {
+                let values = [("overlay", Whiteouts::Overlay), ("dot", Whiteouts::Dot)];
+                self.union.whiteouts = one_of(name, value, &values)?;
+            }
             Action::Xino => {
                 let values = [("auto", Xino::Auto), ("on", Xino::On), ("off", Xino::Off)];
                 self.union.xino = one_of(name, value, &values)?;
@@ -407,6 +264,9 @@ impl Settings {
                 self.xattr_permissions = one_of(name, value, &values)?;
             }
             Action::Threads => self.threads = Some(count(name, value, 1..=THREADS_MAX)?),
+            Action::IoUring => {
+                self.ring = one_of(name, value, &[("auto", Ring::Auto), ("on", Ring::On), ("off", Ring::Off)])?;
+            }
             Action::CacheEntries => self.union.cache_entries = count(name, value, 0..=CACHE_MAX)?,
             Action::Fsync => self.union.fsync = is_on(name, value)?,
             Action::Writeback => self.union.io = if is_on(name, value)? { Io::Cached } else { Io::WriteThrough },
@@ -493,6 +353,7 @@ impl Settings {
             },
             mountpoint: mountpoint.to_owned(),
             threads: self.threads.unwrap_or_else(default_threads),
+            ring: self.ring,
             foreground: foreground || self.foreground,
             recover: self.recover,
         })

@@ -116,7 +116,7 @@ fn serve(config: Config, readiness: &Arc<Readiness>, leave: Leave) -> anyhow::Re
         dead_mount::take_off(&config.mountpoint)?;
     }
     let place = Place::find(&config.mountpoint, &config.mount)?;
-    let options = ServeOptions { threads: config.threads, timeout: config.union.timeout };
+    let options = ServeOptions { threads: config.threads, timeout: config.union.timeout, ring: config.ring };
     let union = Arc::new(Union::open(&config.stack, config.union)?);
     let (device, mountpoint) = match place.mount(&config.mount) {
         Ok(mounted) => mounted,

@@ -36,6 +36,7 @@ fn main() {
         t!(killed_without_caches).root().seconds(1200),
         t!(killed_with_files_that_pass_through).root().seconds(1200),
         t!(killed_with_marks_of_users).root().seconds(1200),
+        t!(killed_with_whiteouts_in_two_steps).root().seconds(1200),
     ]);
 }
 
@@ -59,6 +60,10 @@ fn killed_with_files_that_pass_through() {
 /// The marks of symlinks are in the work directory.
 fn killed_with_marks_of_users() {
     rounds(&["--userxattr"], false);
+}
+
+fn killed_with_whiteouts_in_two_steps() {
+    rounds(&["-o", "whiteouts=dot"], false);
 }
 
 fn rounds(arguments: &[&str], cached: bool) {

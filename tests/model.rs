@@ -23,18 +23,19 @@ mod model {
 }
 
 use layerfs::layer::override_stat::Form;
+use layerfs::layer::whiteout::Whiteouts;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 
 use model::case::Case;
 use model::generators::case;
-use model::harness::run_keeping;
+use model::harness::{Manner, run_in};
 
 /// The sequences are the same at each run, unless `LAYERFS_TEST_RANDOM` is set.
 const SEED: u64 = 1;
 
 /// Runs `cases` sequences of up to `length` operations, fewer where only the marks are others; `PROPTEST_CASES` has the
 /// last word on how many.
-fn sequences(cases: u32, length: usize, permissions: Option<Form>) {
+fn sequences(cases: u32, length: usize, manner: Manner) {
     let mut config = Config { failure_persistence: None, max_shrink_iters: 5000, ..Config::default() };
     if std::env::var_os("LAYERFS_TEST_RANDOM").is_none() {
         config.rng_seed = RngSeed::Fixed(SEED);
@@ -43,7 +44,7 @@ fn sequences(cases: u32, length: usize, permissions: Option<Form>) {
         config.cases = if fixture::privileged() { cases } else { cases / 5 };
     }
     let mut runner = TestRunner::new(config);
-    match runner.run(&case(length), |case: Case| run_keeping(&case, permissions).map_err(TestCaseError::fail)) {
+    match runner.run(&case(length), |case: Case| run_in(&case, manner).map_err(TestCaseError::fail)) {
         Ok(()) => {}
         Err(TestError::Fail(reason, case)) => panic!("{reason}\n{case:?}"),
         Err(TestError::Abort(reason)) => panic!("{reason}"),
@@ -54,17 +55,22 @@ fn sequences(cases: u32, length: usize, permissions: Option<Form>) {
 
 #[test]
 fn short_sequences_on_many_layers() {
-    sequences(700, 12, None);
+    sequences(700, 12, Manner::default());
 }
 
 #[test]
 fn long_sequences() {
-    sequences(200, 60, None);
+    sequences(200, 60, Manner::default());
 }
 
 #[test]
 fn sequences_with_permissions_in_attributes() {
-    sequences(200, 30, Some(Form::User));
+    sequences(200, 30, Manner { permissions: Some(Form::User), ..Manner::default() });
+}
+
+#[test]
+fn sequences_with_whiteouts_as_aufs_has_them() {
+    sequences(400, 30, Manner { whiteouts: Whiteouts::Dot, ..Manner::default() });
 }
 
 #[test]

@@ -45,6 +45,8 @@ mod permissions;
 mod recover;
 #[path = "mount/rename.rs"]
 mod rename;
+#[path = "mount/ring.rs"]
+mod ring;
 #[path = "mount/trust.rs"]
 mod trust;
 #[path = "mount/view.rs"]
@@ -59,6 +61,7 @@ fn main() {
         copy_ways::tests(),
         copying::tests(),
         passthrough::tests(),
+        ring::tests(),
         permissions::tests(),
         rename::tests(),
         identity::tests(),

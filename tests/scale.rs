@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::files::*;
 use common::machine::debug_build;
-use common::mount::eventually;
+use common::mount::{eventually, open_descriptors};
 use common::union::Union;
 
 const MIB: usize = 1 << 20;
@@ -57,10 +57,6 @@ fn status(daemon: i32, key: &str) -> usize {
     number.parse::<usize>().expect("a number") * 1024
 }
 
-fn descriptors(daemon: i32) -> usize {
-    fs::read_dir(format!("/proc/{daemon}/fd")).expect("descriptors").count()
-}
-
 fn fill(layer: &Path, first: usize, step: usize, count: usize) {
     for i in (first..count).step_by(step) {
         let directory = layer.join(format!("dir{}/sub{}", i / 5000, i / 100));
@@ -84,7 +80,7 @@ fn a_walk_needs_little_and_gives_it_back() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                most.fetch_max(descriptors(daemon), Ordering::Relaxed);
+                most.fetch_max(open_descriptors(daemon), Ordering::Relaxed);
                 thread::sleep(Duration::from_millis(5));
             }
         });
@@ -119,6 +115,6 @@ fn a_walk_needs_little_and_gives_it_back() {
     });
     println!("given back: {} of {} KiB", given_back() / 1024, grown / 1024);
     assert!(in_time, "{} of {grown} bytes given back", given_back());
-    assert!(descriptors(daemon) < 400);
+    assert!(open_descriptors(daemon) < 400);
     union.umount();
 }

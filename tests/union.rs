@@ -9,6 +9,7 @@ mod union {
     mod attributes;
     #[cfg(debug_assertions)]
     mod calls;
+    mod closed_directories;
     mod commit;
     mod concurrency;
     mod copy_up;
@@ -32,6 +33,9 @@ mod union {
     mod rename;
     mod setup;
     mod unlinked;
+    #[path = "../common/values.rs"]
+    mod values;
+    mod whiteouts;
     mod xattr;
 }
 

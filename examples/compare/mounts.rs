@@ -81,11 +81,16 @@ pub fn layerfs(binary: &Path, name: &str) -> anyhow::Result<Vec<Contestant>> {
         (" volatile", "volatile"),
         (" cached", "io=cached"),
         (" passthrough", "io=passthrough"),
+        (" /dev/fuse", "io_uring=off"),
     ];
+    let has_ring = fs::read_to_string("/sys/module/fuse/parameters/enable_uring").is_ok_and(|on| on.starts_with('Y'));
     // A build from before an option existed is measured without it.
     let known = |options: &str| {
         let (option, _) = options.split_once('=').unwrap_or((options, ""));
-        String::from_utf8_lossy(&help).contains(&format!("--{option}"))
+        if option == "io_uring" && !has_ring {
+            return false;
+        }
+        String::from_utf8_lossy(&help).contains(&format!("--{}", option.replace('_', "-")))
     };
     let program = Program::Layerfs(binary.to_owned());
     let contestant =

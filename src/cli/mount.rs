@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::config::{Config, ConfigError, Settings};
+use crate::config::{self, Config, ConfigError, Settings};
 use crate::daemon;
 
 const USAGE: &str = "layerfs mount [OPTIONS] --lower DIR... [--upper DIR [--work DIR]] MOUNTPOINT
@@ -16,7 +16,7 @@ const USAGE: &str = "layerfs mount [OPTIONS] --lower DIR... [--upper DIR [--work
 /// umount, fusermount3 -u, or SIGTERM to the daemon). Root mounts by itself, other users through fusermount3 or inside
 /// a user namespace.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = USAGE)]
+#[command(override_usage = USAGE, after_long_help = config::help())]
 pub struct Args {
     /// A read-only layer; the first one is the top [-o lowerdir=A:B, with \: for a colon in a path]
     #[arg(short, long, value_name = "DIR")]
@@ -31,8 +31,8 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     work: Option<PathBuf>,
 
-    /// Options as mount(8) takes them: each flag below as name or name=value, and ro, rw, nosuid, nodev, noexec,
-    /// noatime, allow_other and the like
+    /// Options as mount(8) takes them, all of which --help lists: ro, noatime, allow_other and the like, and each flag below
+    /// as name or name=value
     #[arg(short = 'o', long = "options", value_name = "OPT[,OPT...]")]
     options: Vec<OsString>,
 
@@ -73,6 +73,10 @@ pub struct Args {
     /// How many threads answer requests [default: one for each core, 2 to 8]
     #[arg(long, value_name = "N")]
     threads: Option<OsString>,
+
+    /// Take requests from io_uring, on the core that they come from (Linux 6.14, switched on by root) [default: auto]
+    #[arg(long, value_name = "auto|on|off")]
+    io_uring: Option<OsString>,
 
     /// How many lookups the union remembers; 0 for none
     #[arg(long, value_name = "N")]
@@ -139,6 +143,7 @@ impl Args {
             ("timeout", &self.timeout),
             ("io", &self.io),
             ("threads", &self.threads),
+            ("io_uring", &self.io_uring),
             ("cache_entries", &self.cache_entries),
             ("redirect_dir", &self.redirect_dir),
             ("metacopy", &self.metacopy),
@@ -158,7 +163,7 @@ impl Args {
 mod tests {
     use std::path::Path;
 
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
@@ -186,6 +191,26 @@ mod tests {
         assert_eq!(format!("{flags:?}"), format!("{list:?}"));
         assert_eq!(flags.mountpoint, Path::new("MNT"));
         assert!(!flags.foreground && config("-f -l A MNT").foreground);
+    }
+
+    /// The table's first two columns: flags, and options between backticks, with values and without.
+    #[test]
+    fn the_help_lists_what_the_readme_documents() {
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("## Options of `layerfs mount`").unwrap();
+        let (table, _) = section.split_once("\n## ").unwrap();
+        let help = Command::command().render_long_help().to_string();
+        let listed: Vec<&str> = help.split(|c: char| c.is_whitespace() || "=,[]".contains(c)).collect();
+        let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| flag"));
+        let cells = rows.flat_map(|row| row.split(" | ").take(2));
+        let documented: Vec<&str> = cells
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+            .filter_map(|word| word.split(['=', ' ']).next())
+            .filter(|word| !word.starts_with("x-"))
+            .collect();
+        assert!(documented.len() > 50 && documented.contains(&"--io") && documented.contains(&"squash_to_gid"));
+        let missing: Vec<_> = documented.iter().filter(|word| !listed.contains(*word)).collect();
+        assert!(missing.is_empty(), "{missing:?} in\n{help}");
     }
 
     #[test]

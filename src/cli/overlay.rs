@@ -18,7 +18,7 @@ use crate::daemon;
 pub const HELPER_NAMES: [&str; 2] = ["mount.fuse.layerfs", "mount.layerfs"];
 pub const COMPATIBLE_NAME: &str = "fuse-overlayfs";
 
-/// By this variable fuse-overlayfs is told to write whiteouts as `.wh.NAME`.
+/// This variable, whatever its value, means whiteouts of the form `.wh.NAME`.
 const DOT_WHITEOUTS: &str = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT";
 
 /// What mount(8) says of an exit: wrongly called, and not mounted.
@@ -30,7 +30,7 @@ const HELP: &str = "Shows a stack of directories as one, called in the form of f
 Usage: PROGRAM [-f] [-d] [-o OPT[,OPT...]]... [SOURCE] MOUNTPOINT
 
 Options:
-  -o OPT[,OPT...]  lowerdir=A:B (the first is the top), upperdir=DIR, workdir=DIR, and the other options of layerfs mount
+  -o OPT[,OPT...]  lowerdir=A:B (the first is the top), upperdir=DIR, workdir=DIR, and what layerfs mount --help lists
   -f               Stay in the foreground (as a helper of mount(8): do everything but mount)
   -d, --debug      Likewise
   -h, --help       Print help
@@ -61,6 +61,7 @@ struct Words {
     /// Do everything but mount.
     fake: bool,
     sloppy: bool,
+    dot_whiteouts: bool,
     warnings: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ fn is_named(program: &OsStr, names: &[&str]) -> bool {
 /// Mounts, and exits as mount(8) wants its helpers to. Nothing but help and version goes to stdout.
 pub fn run(arguments: &[OsString]) -> ExitCode {
     let words = match parse(arguments) {
-        Ok(Request::Mount(words)) => words,
+        Ok(Request::Mount(words)) => Words { dot_whiteouts: std::env::var_os(DOT_WHITEOUTS).is_some(), ..words },
         Ok(Request::Help) => return say(HELP),
         Ok(Request::Version) => return say(concat!("layerfs ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(e) => return complain(&e, USAGE),
@@ -96,9 +97,6 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     };
     for warning in warnings {
         eprintln!("layerfs: {warning}");
-    }
-    if std::env::var_os(DOT_WHITEOUTS).is_some() {
-        eprintln!("layerfs: {DOT_WHITEOUTS} ignored: whiteouts are written as the kernel's overlay has them");
     }
     if words.fake {
         return ExitCode::SUCCESS;
@@ -163,6 +161,9 @@ impl Words {
         let mut settings = Settings::compatible();
         if self.sloppy {
             settings.ignore_unknown();
+        }
+        if self.dot_whiteouts {
+            settings.set(OsStr::new("whiteouts"), Some(OsStr::new("dot")))?;
         }
         if let Some(source) = &self.source {
             settings.set(OsStr::new("source"), Some(source))?;

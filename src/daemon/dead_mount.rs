@@ -3,21 +3,20 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, OFlag};
 use nix::sys::stat::Mode;
 
 use crate::error::Errno;
 use crate::sys::mount::{FILESYSTEM_TYPE, detach_opened, is_dead, mounts, top_at};
+use crate::sys::process::lock_until;
 
 /// More dead mounts on one directory than this are not taken off at once.
 const MOST: usize = 100;
 /// How long others are given to finish.
 const PATIENCE: Duration = Duration::from_secs(10);
-const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Takes every dead layerfs mount off `mountpoint`; none is no error, so that the same command mounts and recovers.
 ///
@@ -50,18 +49,10 @@ fn open(mountpoint: &Path) -> anyhow::Result<Option<(OwnedFd, PathBuf)>> {
 }
 
 /// Waits until nobody else takes dead mounts off in the directory that `path` is in: fusermount3 unmounts by path, and that may lead
-/// to the mount that somebody has just made anew. None where the directory can't be locked.
+/// to the mount that somebody has just made anew. None where the directory can't be locked, or
+/// somebody has it for too long: who has waited goes on.
 fn turn(path: &Path) -> Option<Flock<File>> {
-    let mut parent = File::open(path.parent()?).ok()?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match Flock::lock(parent, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Some(locked),
-            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => parent = back,
-            Err(_) => return None,
-        }
-        sleep(INTERVAL);
-    }
+    lock_until(File::open(path.parent()?).ok()?, Instant::now() + PATIENCE).ok()
 }
 
 /// False if there is none.

@@ -7,17 +7,16 @@ use crate::error::{Errno, Result};
 /// Runs an operation of the union.
 ///
 /// Locks are not poisoned, and each operation leaves its tables whole at every step, so that the next one can go on.
-pub(super) fn call<T>(operation: &str, run: impl FnOnce() -> Result<T>) -> std::result::Result<T, fuser::Errno> {
+pub(super) fn call<T>(operation: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let run = || {
         #[cfg(test)]
         crate::fuse::survival::panic_on_demand(operation);
         run()
     };
-    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         log::error!("{operation} panicked; its caller gets EIO");
         Err(Errno::EIO)
-    });
-    result.map_err(|e| fuser::Errno::from_i32(e as i32))
+    })
 }
 
 #[cfg(test)]
@@ -26,13 +25,13 @@ mod tests {
 
     #[test]
     fn a_panic_is_one_eio() {
-        let result: std::result::Result<(), _> = call("test", || panic!("on purpose"));
-        assert_eq!(result.unwrap_err().code(), libc::EIO);
+        let result: Result<()> = call("test", || panic!("on purpose"));
+        assert_eq!(result, Err(Errno::EIO));
     }
 
     #[test]
     fn errors_pass_as_they_are() {
-        let result: std::result::Result<(), _> = call("test", || Err(Errno::ENOTEMPTY));
-        assert_eq!(result.unwrap_err().code(), libc::ENOTEMPTY);
+        let result: Result<()> = call("test", || Err(Errno::ENOTEMPTY));
+        assert_eq!(result, Err(Errno::ENOTEMPTY));
     }
 }

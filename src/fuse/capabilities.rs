@@ -23,6 +23,8 @@ enum When {
     WritesAreKept,
     /// Only when the kernel is to read and write files by itself.
     Passthrough,
+    /// Only when requests are to be taken from io_uring.
+    Ring,
 }
 
 /// What decides which capabilities a mount wants.
@@ -34,6 +36,8 @@ pub(super) struct Mount {
     pub writable: bool,
     /// Who is to read and write file data.
     pub io: Io,
+    /// Requests are taken from io_uring if the kernel offers it.
+    pub ring: bool,
 }
 
 impl Mount {
@@ -48,12 +52,13 @@ impl Mount {
             When::OpensAreAsked => opens_are_asked,
             When::WritesAreKept => !self.layers_change && self.io == Io::Cached,
             When::Passthrough => self.io == Io::Passthrough,
+            When::Ring => self.ring,
         }
     }
 }
 
 /// The table. Left out on purpose, because fuser 0.18 does not honour them: SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP,
-/// ALLOW_IDMAP, HAS_INODE_DAX, SUBMOUNTS, OVER_IO_URING, HAS_RESEND, REQUEST_TIMEOUT. Locks are left to the
+/// ALLOW_IDMAP, HAS_INODE_DAX, SUBMOUNTS, HAS_RESEND, REQUEST_TIMEOUT. Locks are left to the
 /// kernel: no POSIX_LOCKS, no FLOCK_LOCKS.
 const WANTED: &[(InitFlags, When)] = &[
     // Requests of one file and lookups in one directory run side by side.
@@ -81,10 +86,12 @@ const WANTED: &[(InitFlags, When)] = &[
     (InitFlags::FUSE_AUTO_INVAL_DATA, When::LayersChange),
     // Excludes the writeback cache and goes by handles.
     (InitFlags::FUSE_PASSTHROUGH, When::Passthrough),
+    // Requests are served on the core that they come from. fuser passes the wish on and knows nothing else of it: see `ring`.
+    (InitFlags::FUSE_OVER_IO_URING, When::Ring),
 ];
 
 /// The most a single write may carry, in bytes: the kernel's ceiling of 256 pages.
-const MAX_WRITE: u32 = 1 << 20;
+pub(super) const MAX_WRITE: u32 = 1 << 20;
 /// How many filesystems may be stacked below, the layers' own included: none of them is an overlay then, and we can be a layer
 /// of one.
 const BACKING_DEPTH: u32 = 1;
@@ -102,6 +109,8 @@ pub(super) struct Granted {
     pub writeback: bool,
     /// The kernel reads and writes files by itself if it is given them.
     pub passthrough: bool,
+    /// Requests come from io_uring once it is set up.
+    pub ring: bool,
 }
 
 /// Asks for everything that this mount wants and this kernel has.
@@ -125,5 +134,6 @@ pub(super) fn negotiate(config: &mut KernelConfig, mount: Mount) -> Granted {
         no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
         writeback: mount.writable && granted.contains(InitFlags::FUSE_WRITEBACK_CACHE),
         passthrough: granted.contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(BACKING_DEPTH).is_ok(),
+        ring: granted.contains(InitFlags::FUSE_OVER_IO_URING),
     }
 }

@@ -1,30 +1,18 @@
 //! Between the protocol's types and ours.
 
-use std::ffi::{CString, OsStr};
-use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
 use crate::error::{Errno, Result};
-use crate::name::Name;
 use crate::union::{Attr, Caller, FileKind, SetTime, Time};
 
-pub(super) fn name(name: &OsStr) -> Result<Name> {
-    Name::new(name.as_bytes())
-}
-
-pub(super) fn xattr_name(name: &OsStr) -> Result<CString> {
-    CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)
+pub(super) fn errno(e: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(e as i32)
 }
 
 pub(super) fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid(), umask }
-}
-
-/// Whether a file is opened for writing, and whether it is emptied.
-pub(super) fn opened_for(flags: OpenFlags) -> (bool, bool) {
-    (flags.acc_mode() != OpenAccMode::O_RDONLY, flags.0 & libc::O_TRUNC != 0)
 }
 
 pub(super) fn file_type(kind: FileKind) -> FileType {
@@ -81,7 +69,7 @@ pub(super) fn absent() -> FileAttr {
 }
 
 /// The kernel's 32-bit form of a device number (new_encode_dev).
-fn encode_dev(dev: u64) -> u32 {
+pub(super) fn encode_dev(dev: u64) -> u32 {
     let (major, minor) = (libc::major(dev), libc::minor(dev));
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }

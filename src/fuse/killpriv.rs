@@ -5,11 +5,7 @@
 //! remembered which file has just lost its capabilities. If that has been forgotten, because another file has lost its own
 //! meanwhile, the bits go.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use fuser::INodeNo;
 
 use crate::sys::xattr::CAPABILITY;
 
@@ -22,14 +18,14 @@ pub(super) struct LostCapabilities(AtomicU64);
 
 impl LostCapabilities {
     /// An attribute of a file has been removed.
-    pub(super) fn put(&self, ino: INodeNo, name: &OsStr) {
-        if name.as_bytes() == CAPABILITY.to_bytes() {
-            self.0.store(ino.0, Ordering::Relaxed);
+    pub(super) fn put(&self, ino: u64, name: &[u8]) {
+        if name == CAPABILITY.to_bytes() {
+            self.0.store(ino, Ordering::Relaxed);
         }
     }
 
     /// Whether this file was the last that lost them. Asked once, it is forgotten.
-    pub(super) fn take(&self, ino: INodeNo) -> bool {
-        self.0.compare_exchange(ino.0, NONE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    pub(super) fn take(&self, ino: u64) -> bool {
+        self.0.compare_exchange(ino, NONE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }

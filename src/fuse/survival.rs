@@ -1,5 +1,6 @@
 //! Tests: a panic in any operation costs its caller an EIO, and the mount works on.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -16,7 +17,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 use parking_lot::Mutex;
 
-use crate::fuse::{ServeOptions, Server};
+use crate::fuse::{Ring, ServeOptions, Server};
 use crate::layer::StackSpec;
 use crate::sys::copy::copy_range;
 use crate::sys::file::{Reach, open_beneath};
@@ -27,9 +28,35 @@ use crate::union::{Options, Union};
 /// The operation that is to panic, once.
 static VICTIM: Mutex<Option<&'static str>> = Mutex::new(None);
 
+thread_local! {
+    /// Other tests run operations at the same time, by themselves.
+    static SPARED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The empty directories of a lower, an upper and its work directory, in one that is there.
+pub(super) fn layers_in(place: &Path) -> StackSpec {
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| place.join(name));
+    for dir in [&lower, &upper, &work] {
+        fs::create_dir(dir).unwrap();
+    }
+    StackSpec {
+        lowers: vec![lower],
+        upper: Some(upper),
+        work: Some(work),
+        userxattr: false,
+        trusted_lowers: false,
+        xattr_permissions: None,
+    }
+}
+
+/// Has no operation panic that this thread runs.
+pub(super) fn spare_this_thread() {
+    SPARED.set(true);
+}
+
 /// Panics if this operation was chosen.
 pub(super) fn panic_on_demand(operation: &str) {
-    if VICTIM.lock().take_if(|victim| *victim == operation).is_some() {
+    if !SPARED.get() && VICTIM.lock().take_if(|victim| *victim == operation).is_some() {
         panic!("{ON_PURPOSE}, in {operation}");
     }
 }
@@ -171,11 +198,16 @@ fn a_panic_in_any_operation_is_one_eio() {
         return;
     }
     be_quiet();
+    survives(Ring::Off);
+    // From io_uring where that is offered.
+    survives(Ring::Auto);
+}
+
+fn survives(ring: Ring) {
     let place = tempfile::tempdir().unwrap();
-    let [lower, upper, work, point] = ["lower", "upper", "work", "mnt"].map(|name| place.path().join(name));
-    for dir in [&lower, &upper, &work, &point] {
-        fs::create_dir(dir).unwrap();
-    }
+    let spec = layers_in(place.path());
+    let (lower, point) = (spec.lowers[0].clone(), place.path().join("mnt"));
+    fs::create_dir(&point).unwrap();
     fs::write(lower.join("f"), "content").unwrap();
     fs::write(lower.join("t"), "content").unwrap();
     symlink("f", lower.join("l")).unwrap();
@@ -185,14 +217,6 @@ fn a_panic_in_any_operation_is_one_eio() {
 
     let mounter = Mounter::find().unwrap();
     let target = Target::open(&point).unwrap();
-    let spec = StackSpec {
-        lowers: vec![lower],
-        upper: Some(upper),
-        work: Some(work),
-        userxattr: false,
-        trusted_lowers: false,
-        xattr_permissions: None,
-    };
     // Nothing is remembered: every request reaches the daemon.
     let timeout = Some(Duration::ZERO);
     let union = Arc::new(Union::open(&spec, Options { timeout, ..Options::default() }).unwrap());
@@ -202,7 +226,7 @@ fn a_panic_in_any_operation_is_one_eio() {
     drop(target);
     let guard = Guard::new(&point);
     // A panic that ended a worker would leave none after two.
-    let server = Server::start(union.clone(), device, ServeOptions { threads: 2, timeout }).unwrap();
+    let server = Server::start(union.clone(), device, ServeOptions { threads: 2, timeout, ring }).unwrap();
     let served = thread::spawn(move || server.run());
 
     for (operation, request) in REQUESTS.into_iter().chain([("lseek", seek as Request)]) {

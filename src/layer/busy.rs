@@ -18,11 +18,10 @@ use nix::sys::stat::{Mode, major, makedev, minor};
 use crate::error::{Errno, SetupError};
 use crate::sys;
 use crate::sys::mount::mounts_of;
+use crate::sys::process::{LOCK_INTERVAL, lock_until};
 
 /// The lock's name in `W/layerfs`.
 const LOCK: &str = "lock";
-/// How often a lock is asked for again while it is waited for.
-const INTERVAL: Duration = Duration::from_millis(2);
 /// How long a mount is looked at before it is believed to be the holder's: the kernel gives the device number of a mount that is
 /// gone to the next one at once, and the daemon takes a moment to find out and to tell.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -89,29 +88,22 @@ fn lock_work(work: BorrowedFd<'_>, upper: &Path, deadline: Instant) -> Result<Fl
             None if late => {
                 return Err(in_use("the upper directory is in use by a daemon that has not ended".to_owned(), upper));
             }
-            _ => sleep(INTERVAL),
+            _ => sleep(LOCK_INTERVAL),
         }
     }
 }
 
 /// Locks the upper directory itself: two mounts may not share it through different work directories either.
 fn lock_upper(upper: &Path, deadline: Instant) -> Result<Option<Flock<File>>, SetupError> {
-    let mut dir = File::open(upper).map_err(|e| cannot_lock(&e.to_string(), upper))?;
-    loop {
-        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(Some(locked)),
-            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => dir = back,
-            // Network filesystems lock no directory; the work directory's lock has to do there.
-            Err((_, Errno::EBADF | Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS)) => {
-                return Ok(None);
-            }
-            Err((_, e)) => return Err(cannot_lock(e.desc(), upper)),
+    let dir = File::open(upper).map_err(|e| cannot_lock(&e.to_string(), upper))?;
+    match lock_until(dir, deadline) {
+        Ok(locked) => Ok(Some(locked)),
+        Err(Errno::EWOULDBLOCK) => {
+            Err(in_use("the upper directory is in use by a mount with another work directory".to_owned(), upper))
         }
-        if Instant::now() >= deadline {
-            let what = "the upper directory is in use by a mount with another work directory";
-            return Err(in_use(what.to_owned(), upper));
-        }
-        sleep(INTERVAL);
+        // Network filesystems lock no directory; the work directory's lock has to do there.
+        Err(Errno::EBADF | Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(None),
+        Err(e) => Err(cannot_lock(e.desc(), upper)),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Errno, Result};
 use crate::layer::ObjKey;
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
-use crate::layer::upper::{Upper, UpperObject};
+use crate::layer::upper::{AsUpper, Upper, UpperObject};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
@@ -116,9 +116,9 @@ impl Upper {
     }
 
     /// Puts a copy into the index.
-    pub fn add_to_index(&self, object: &UpperObject, name: &Name) -> Result<()> {
+    pub fn add_to_index(&self, object: &impl AsUpper, name: &Name) -> Result<()> {
         let dir = self.index_dir(true)?.ok_or(Errno::EIO)?;
-        sys::file::link_fd(object.as_fd(), dir, name.as_cstr())
+        sys::file::link_fd(object.as_upper_fd(), dir, name.as_cstr())
     }
 
     /// Opens a copy by the index.

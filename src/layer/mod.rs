@@ -7,6 +7,7 @@ pub mod busy;
 pub mod copy;
 pub mod index;
 pub mod marks;
+mod names;
 pub mod object_marks;
 pub mod origin;
 pub mod override_stat;
@@ -25,6 +26,6 @@ pub mod whiteout;
 pub mod work;
 
 pub use real::{LayerId, ObjKey, RealDir, SeenKey};
-pub use spec::StackSpec;
+pub use spec::{Handling, StackSpec};
 pub use stack::Stack;
 pub use upper::{Upper, UpperDir};

@@ -76,7 +76,7 @@ impl Stack {
             return Ok(false);
         }
         // One status instead of a look through all its entries, which a listing of it takes anyway.
-        match self.stat_at(dir, &Name::new(DOT_OPAQUE)?) {
+        match self.stat_at(dir, &Name::new(DOT_OPAQUE.to_bytes())?) {
             // Who may not search it sees nothing in it anyway.
             Err(Errno::EACCES) => Ok(false),
             found => Ok(found?.is_some()),

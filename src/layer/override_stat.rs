@@ -2,7 +2,6 @@
 //! give files away. The attributes and their values are those of fuse-overlayfs and containers/storage.
 
 use std::ffi::CStr;
-use std::fmt::Write;
 
 use crate::error::{Errno, Result};
 use crate::layer::Upper;
@@ -113,17 +112,14 @@ impl OverrideStat {
 
     /// The attribute's value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut value = format!("{}:{}:{:o}", self.uid, self.gid, self.mode);
-        if let Some((format, rdev)) = self.special {
+        let kind = self.special.map(|(format, rdev)| {
             let name = TYPES.iter().find(|(_, known)| *known == format).map_or("file", |(name, _)| name);
-            let numbers = (libc::major(rdev), libc::minor(rdev));
-            // Writing to a string can't fail.
-            let _ = match format {
-                libc::S_IFBLK | libc::S_IFCHR => write!(value, ":{name}-{}-{}", numbers.0, numbers.1),
-                _ => write!(value, ":{name}"),
-            };
-        }
-        value.into_bytes()
+            match format {
+                libc::S_IFBLK | libc::S_IFCHR => format!(":{name}-{}-{}", libc::major(rdev), libc::minor(rdev)),
+                _ => format!(":{name}"),
+            }
+        });
+        format!("{}:{}:{:o}{}", self.uid, self.gid, self.mode, kind.unwrap_or_default()).into_bytes()
     }
 
     /// A real status as the attribute has it show.

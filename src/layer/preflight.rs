@@ -17,6 +17,7 @@ use crate::layer::busy;
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::override_stat::Form;
 use crate::layer::real::ObjKey;
+use crate::layer::whiteout::Whiteouts;
 use crate::sys;
 use crate::sys::mount::mount_id;
 use crate::sys::xattr::Target;
@@ -26,11 +27,11 @@ type Result<T> = std::result::Result<T, SetupError>;
 /// How long a mount that is ending is waited for when the work directory is a new one.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 
-/// Checks the directories of a stack against each other and against what a union needs of them.
+/// Checks the directories of a stack against each other and against what a union needs of them that writes such whiteouts.
 ///
 /// # Errors
 /// The first thing that is wrong; nothing on disk has changed then.
-pub fn check(spec: &StackSpec) -> Result<()> {
+pub fn check(spec: &StackSpec, whiteouts: Whiteouts) -> Result<()> {
     if spec.lowers.is_empty() {
         let option = Path::new("--lower");
         return Err(SetupError::new("there is no lower directory", option, "name at least one"));
@@ -55,7 +56,7 @@ pub fn check(spec: &StackSpec) -> Result<()> {
         true => Namespace::Trusted,
         false => Namespace::User,
     };
-    check_features(&work.base, namespace)?;
+    check_features(&work.base, namespace, whiteouts)?;
     if !work.exists {
         busy::wait_for_upper(upper_path, BUSY_WAIT)?;
     }
@@ -222,7 +223,7 @@ fn ancestors(dir: &OwnedFd) -> impl Iterator<Item = ObjKey> {
 }
 
 /// Tries on the spot what a union does in its upper layer.
-fn check_features(base: &Dir<'_>, namespace: Namespace) -> Result<()> {
+fn check_features(base: &Dir<'_>, namespace: Namespace, whiteouts: Whiteouts) -> Result<()> {
     let probe = Probe::make(base)?;
     let lacks = |what: &str, e: Errno| {
         let what = match e {
@@ -239,6 +240,9 @@ fn check_features(base: &Dir<'_>, namespace: Namespace) -> Result<()> {
     probe.make_file(c"a").and_then(|()| probe.make_file(c"b")).map_err(|e| lacks("files", e))?;
     sys::file::rename_at((probe.fd.as_fd(), c"a"), (probe.fd.as_fd(), c"b"), RenameFlags::RENAME_EXCHANGE)
         .map_err(|e| lacks("an exchange of two names in one step (RENAME_EXCHANGE)", e))?;
+    if whiteouts == Whiteouts::Dot {
+        return Ok(());
+    }
     sys::file::mknod_at(probe.fd.as_fd(), c"c", libc::S_IFCHR, 0)
         .map_err(|e| lacks("whiteouts (a character device 0:0)", e))
 }
@@ -320,6 +324,10 @@ mod tests {
             trusted_lowers: false,
             xattr_permissions: None,
         }
+    }
+
+    fn check(spec: &StackSpec) -> Result<()> {
+        super::check(spec, Whiteouts::default())
     }
 
     /// All paths below a directory.

@@ -1,12 +1,13 @@
 //! A directory of one layer, found again by its place when no descriptor of it is open.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::layer::names::Names;
 use crate::name::Name;
 use crate::sys::file::Stat;
 
@@ -124,12 +125,14 @@ pub struct RealDir {
     pub(super) serial: u64,
     /// Parent and name; `None` for a layer's root. Changed by a rename in upper only, under `Stack::places`.
     pub(super) place: Mutex<Option<(Arc<RealDir>, Name)>>,
-    /// Whether it holds `.wh.` entries.
+    /// Whether it holds `.wh.` entries. The one that makes it opaque need not count where the mark does so too.
     pub(super) dot_whiteouts: Hint,
     /// Whether its opaque mark says that it holds whiteouts in xattr form.
     pub(super) xattr_whiteouts: Hint,
     /// Whether it is marked as holding entries with an origin.
     pub(super) impure: Hint,
+    /// The names in it, if it is a lower's and was looked through; `None` inside where that doesn't tell all.
+    pub(super) names: OnceLock<Option<Names>>,
     /// Where its descriptor is cached.
     fds: Arc<DirFds>,
 }
@@ -155,6 +158,7 @@ impl RealDir {
             dot_whiteouts: Hint::default(),
             xattr_whiteouts: Hint::default(),
             impure: Hint::default(),
+            names: OnceLock::new(),
             fds,
         })
     }
@@ -167,6 +171,11 @@ impl RealDir {
     /// Its parent and name; `None` for a layer's root.
     pub fn place(&self) -> Option<(Arc<RealDir>, Name)> {
         self.place.lock().clone()
+    }
+
+    /// Whether a name is known not to be in it.
+    pub(super) fn lacks(&self, name: &Name) -> bool {
+        matches!(self.names.get(), Some(Some(names)) if !names.may_hold(name))
     }
 
     /// The names from its layer's root down to it.

@@ -1,8 +1,9 @@
-//! Which directories make up a stack.
+//! Which directories make up a stack, and how they are dealt with.
 
 use std::path::PathBuf;
 
 use crate::layer::override_stat::Form;
+use crate::layer::whiteout::Whiteouts;
 
 /// The directories of a union, as its user names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,4 +20,15 @@ pub struct StackSpec {
     pub trusted_lowers: bool,
     /// Keep owner and permissions in an attribute.
     pub xattr_permissions: Option<Form>,
+}
+
+/// How the layers of a stack are dealt with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handling {
+    /// What is written may be lost when the machine stops, and a sign on disk says so.
+    pub volatile: bool,
+    /// How deletions are written.
+    pub whiteouts: Whiteouts,
+    /// Layers may change underneath: nothing about what they hold is remembered that others could make untrue.
+    pub layers_change: bool,
 }

@@ -17,7 +17,7 @@ use crate::layer::origin::Origin;
 use crate::layer::override_stat::Form;
 use crate::layer::real::{DirFds, LayerId, ObjKey, RealDir, void_stat};
 use crate::layer::upper::UpperObject;
-use crate::layer::{StackSpec, Upper, preflight, work};
+use crate::layer::{Handling, StackSpec, Upper, preflight, work};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::{FsStat, Reach, Stat};
@@ -29,6 +29,22 @@ const OPEN_DIRS: usize = 160;
 
 /// The longest relative path given to one system call when a directory is reopened, in bytes (`PATH_MAX` is 4096).
 const REOPEN_CHUNK: usize = 4000;
+
+/// Filesystems by their numbers in statfs(2): what they are called, and whether their directories list whatever can be looked
+/// up in them. Others may have names that only a lookup finds (snapshots), or be changed from elsewhere.
+const FILESYSTEMS: [(i64, &str, bool); 11] = [
+    (0xef53, "ext4", true),
+    (0x5846_5342, "xfs", true),
+    (0x9123_683e, "btrfs", true),
+    (0xf2f5_2010, "f2fs", true),
+    (0x0102_1994, "tmpfs", true),
+    (0x794c_7630, "overlay", true),
+    (0x7371_7368, "squashfs", true),
+    (0xe0f5_e1e2, "erofs", true),
+    (0x6573_5546, "fuse", false),
+    (0x2fc1_2fc1, "zfs", false),
+    (0x6969, "nfs", false),
+];
 
 /// One opened layer.
 #[derive(Debug)]
@@ -46,6 +62,8 @@ pub struct Layer {
     uuid: [u8; 16],
     /// A readable descriptor of the root, which opening by handle asks for; one layer of each filesystem has it.
     handles: OnceLock<OwnedFd>,
+    /// Whether its directories list whatever can be looked up in them.
+    lists_all: OnceLock<bool>,
 }
 
 /// The opened layers of a union.
@@ -57,6 +75,8 @@ pub struct Stack {
     privileged: bool,
     trusted_lowers: bool,
     xattr_permissions: Option<Form>,
+    /// Layers may change underneath.
+    pub(super) layers_change: bool,
     pub(super) fds: Arc<DirFds>,
     /// Held exclusively while a directory of upper moves, shared while one is found again by its place.
     pub(super) places: RwLock<()>,
@@ -70,13 +90,13 @@ fn open_dirs(lowers: usize) -> NonZeroUsize {
 }
 
 impl Stack {
-    /// Opens the layers, and makes the work directory when there is an upper one. `volatile`: what is written may be lost
-    /// when the machine stops, and a sign on disk says so.
+    /// Opens the layers, and makes the work directory when there is an upper one.
     ///
     /// # Errors
     /// Whatever is wrong with a directory, before anything on disk is changed.
-    pub fn open(spec: &StackSpec, volatile: bool) -> std::result::Result<Self, SetupError> {
-        preflight::check(spec)?;
+    pub fn open(spec: &StackSpec, handling: Handling) -> std::result::Result<Self, SetupError> {
+        let Handling { volatile, whiteouts, layers_change } = handling;
+        preflight::check(spec, whiteouts)?;
         let privileged = sys::privilege::is_privileged();
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
         let fds = Arc::new(DirFds::new(open_dirs(spec.lowers.len())));
@@ -92,7 +112,7 @@ impl Stack {
         }
         let upper = opened_work.map(|work| {
             let copier = Copier::probe(work.stage.as_fd(), &sources(&layers));
-            Upper::new(work, namespace, spec.xattr_permissions, copier)
+            Upper::new(work, namespace, spec.xattr_permissions, copier, whiteouts)
         });
         Ok(Self {
             layers,
@@ -101,6 +121,7 @@ impl Stack {
             privileged,
             trusted_lowers: spec.trusted_lowers,
             xattr_permissions: spec.xattr_permissions,
+            layers_change,
             fds,
             places: RwLock::new(()),
         })
@@ -151,7 +172,7 @@ impl Stack {
         self.layer(id).is_ok_and(|layer| layer.sealed)
     }
 
-    fn layer(&self, id: LayerId) -> Result<&Layer> {
+    pub(super) fn layer(&self, id: LayerId) -> Result<&Layer> {
         let first = if self.upper.is_some() { 0 } else { 1 };
         let index = usize::from(id.0).checked_sub(first).ok_or(Errno::EIO)?;
         self.layers.get(index).ok_or(Errno::EIO)
@@ -202,7 +223,7 @@ impl Stack {
 
     /// The status of `name` in a directory of one layer.
     pub fn stat_at(&self, dir: &Arc<RealDir>, name: &Name) -> Result<Option<Stat>> {
-        if dir.is_void() {
+        if dir.is_void() || dir.lacks(name) {
             return Ok(None);
         }
         let fd = self.open_dir(dir)?;
@@ -431,6 +452,7 @@ impl Layer {
             reach,
             sealed: false,
             handles: OnceLock::new(),
+            lists_all: OnceLock::new(),
         })
     }
 
@@ -458,23 +480,23 @@ impl Layer {
         self.handles.get().map(AsFd::as_fd).ok_or(Errno::EBADF)
     }
 
-    /// Name of the filesystem type, as far as statfs tells, and whether it can clone file data.
+    /// Name of the filesystem type, as far as statfs tells.
     pub fn filesystem(&self) -> String {
-        let magic = sys::file::fs_stat(self.root_fd.as_fd()).map(|st| st.magic).unwrap_or(0);
-        let known = [
-            (0xef53, "ext4"),
-            (0x5846_5342, "xfs"),
-            (0x9123_683e, "btrfs"),
-            (0x0102_1994, "tmpfs"),
-            (0x794c_7630, "overlay"),
-            (0x6573_5546, "fuse"),
-            (0x7371_7368, "squashfs"),
-            (0xe0f5_e1e2, "erofs"),
-            (0x2fc1_2fc1, "zfs"),
-            (0x6969, "nfs"),
-        ];
-        let name = known.iter().find(|(m, _)| *m == magic).map(|(_, name)| (*name).to_owned());
-        name.unwrap_or_else(|| format!("0x{magic:x}"))
+        let magic = self.magic().unwrap_or(0);
+        let known = FILESYSTEMS.iter().find(|(known, ..)| *known == magic);
+        known.map_or_else(|| format!("0x{magic:x}"), |(_, name, _)| (*name).to_owned())
+    }
+
+    /// Whether its directories list whatever can be looked up in them.
+    pub(super) fn lists_all(&self) -> bool {
+        *self.lists_all.get_or_init(|| {
+            let magic = self.magic();
+            FILESYSTEMS.iter().any(|(known, _, lists_all)| *lists_all && magic == Ok(*known))
+        })
+    }
+
+    fn magic(&self) -> Result<i64> {
+        sys::file::fs_stat(self.root_fd.as_fd()).map(|st| st.magic)
     }
 }
 

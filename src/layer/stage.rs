@@ -16,7 +16,7 @@ use crate::layer::work;
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::{Stat, TimeChange};
-use crate::sys::xattr::Target;
+use crate::sys::xattr::{ACCESS_ACL, CAPABILITY, Target, is_acl};
 
 /// Names and abilities of the staging directory.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ impl<'a> Staged<'a> {
         let temporary = match &self.temporary.name {
             Some(temporary) => temporary.clone(),
             None if over == Over::Nothing => {
-                sys::file::link_fd(self.fd(), dir, name.as_cstr())?;
+                despite_modes(&[(dir, c".")], || sys::file::link_fd(self.fd(), dir, name.as_cstr()))?;
                 return Ok(self.fd);
             }
             None => {
@@ -147,7 +147,7 @@ impl<'a> Staged<'a> {
             Over::NonDirectory => RenameFlags::empty(),
             Over::Other => RenameFlags::RENAME_EXCHANGE,
         };
-        rename_from((stage, temporary.as_cstr()), (dir, name.as_cstr()), flags)?;
+        rename_across((stage, temporary.as_cstr()), (dir, name.as_cstr()), flags)?;
         if over != Over::Other {
             // Nothing of ours is left under the temporary name. After an exchange the old object is: dropping removes it.
             self.temporary.name = None;
@@ -165,6 +165,41 @@ pub(super) fn remove(dir: BorrowedFd<'_>, name: &Name) {
     if let Err(e) = removed {
         log::warn!("a staged object stays in the work directory until the next mount: {name}: {e}");
     }
+}
+
+/// A rename between upper and the staging directory, where also what moves has to be writable if it is a directory.
+pub(super) fn rename_across(
+    from: (BorrowedFd<'_>, &CStr),
+    to: (BorrowedFd<'_>, &CStr),
+    flags: RenameFlags,
+) -> Result<()> {
+    despite_modes(&[from, to, (to.0, c".")], || rename_from(from, to, flags))
+}
+
+/// Does what needs the right to write directories. Without privilege we are bound by their modes, as their owner, though who
+/// may ask for it is the kernel's to decide, and it has.
+fn despite_modes(dirs: &[(BorrowedFd<'_>, &CStr)], call: impl Fn() -> Result<()>) -> Result<()> {
+    match call() {
+        Err(Errno::EACCES) => {}
+        done => return done,
+    }
+    let closed: Vec<_> = dirs.iter().filter_map(|(at, name)| make_writable(*at, name)).collect();
+    let done = call();
+    for (dir, mode) in closed {
+        if let Err(e) = sys::file::chmod_fd(dir.as_fd(), mode) {
+            log::warn!("a directory that something was moved to or from should have the mode {mode:o}: {e}");
+        }
+    }
+    done
+}
+
+/// Lets the owner of a directory write it and look into it; tells which it is and the mode it had, if it has another now.
+fn make_writable(at: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u32)> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = sys::posix::openat(at, name, flags, Mode::empty()).ok()?;
+    let mode = sys::file::stat(&dir).ok()?.mode & 0o7777;
+    let closed = mode & 0o300 != 0o300 && sys::file::chmod_fd(dir.as_fd(), mode | 0o300).is_ok();
+    closed.then_some((dir, mode))
 }
 
 /// A rename that does without flags on filesystems that know none, where that is the same.
@@ -188,8 +223,8 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace, permissio
     let mut acl = false;
     for name in names.split_inclusive(|b| *b == 0) {
         let Ok(attr) = CStr::from_bytes_with_nul(name) else { continue };
-        let is_permission = Form::hides(attr.to_bytes()) || attr.to_bytes().starts_with(b"system.posix_acl_");
-        if namespace.to_shown(attr.to_bytes()).is_none() || permissions && is_permission {
+        let is_permission = || Form::hides(attr.to_bytes()) || is_acl(attr.to_bytes());
+        if namespace.to_shown(attr.to_bytes()).is_none() || permissions && is_permission() {
             continue;
         }
         let value = match sys::xattr::get(from, attr) {
@@ -202,14 +237,14 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>, namespace: Namespace, permissio
             }
             done => done?,
         }
-        acl |= attr == c"system.posix_acl_access";
+        acl |= attr == ACCESS_ACL;
     }
     Ok(acl)
 }
 
 /// As the kernel's overlay: what upper's filesystem has no place for is left out, but never an ACL or a capability.
 fn may_be_lost(attr: &[u8], error: Errno) -> bool {
-    let must = attr.starts_with(b"system.posix_acl_") || attr == b"security.capability";
+    let must = is_acl(attr) || attr == CAPABILITY.to_bytes();
     let others = attr.starts_with(b"security.") || attr.starts_with(b"trusted.");
     match error {
         Errno::EOPNOTSUPP => !must,
@@ -231,14 +266,8 @@ pub(super) fn copy_metadata(
 ) -> Result<ObjKey> {
     let mut mode = st.mode & 0o7777;
     let own = sys::file::stat(to)?;
-    let times =
-        || sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1));
-    if let Some(form) = permissions.filter(|_| Form::is_for(&own)) {
-        copy_xattrs(from, Target::Fd(to), namespace, true)?;
-        sys::xattr::set(Target::Fd(to), form.name(), &OverrideStat::of(st).encode(), 0)?;
-        return times().map(|()| ObjKey::from(&own));
-    }
-    if (own.uid, own.gid) != (st.uid, st.gid) {
+    let kept_in = permissions.filter(|_| Form::is_for(&own));
+    if kept_in.is_none() && (own.uid, own.gid) != (st.uid, st.gid) {
         match sys::file::chown_fd(to, Some(st.uid), Some(st.gid)) {
             Err(Errno::EPERM | Errno::EINVAL) => {
                 log::warn!("copy-up keeps our own owner instead of {}:{}", st.uid, st.gid);
@@ -249,8 +278,11 @@ pub(super) fn copy_metadata(
     }
     // Of ours, so that we may set its xattrs, until it has them; an ACL among them sets the mode too.
     let acl = copy_xattrs(from, Target::Fd(to), namespace, permissions.is_some())?;
-    if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || acl) {
+    if let Some(form) = kept_in {
+        sys::xattr::set(Target::Fd(to), form.name(), &OverrideStat::of(st).encode(), 0)?;
+    } else if st.format() != libc::S_IFLNK && (own.mode & 0o7777 != mode || acl) {
         sys::file::chmod_fd(to, mode)?;
     }
-    times().map(|()| ObjKey::from(&own))
+    sys::file::set_times(to, TimeChange::At(st.atime.0, st.atime.1), TimeChange::At(st.mtime.0, st.mtime.1))?;
+    Ok(ObjKey::from(&own))
 }

@@ -20,6 +20,7 @@ use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::Stack;
 use crate::layer::stage::{self, Over, Staged, Stager};
 use crate::layer::uncommitted::Lists;
+use crate::layer::whiteout::Whiteouts;
 use crate::layer::work::WorkDir;
 use crate::name::Name;
 use crate::sys;
@@ -94,6 +95,7 @@ pub struct Upper {
     pub(super) lists: Lists,
     stager: Stager,
     pub(super) copier: Copier,
+    pub(super) whiteouts: Whiteouts,
     /// Whether the shared whiteout exists; held while it is renewed.
     whiteout: Mutex<bool>,
 }
@@ -187,6 +189,7 @@ impl Upper {
         namespace: Namespace,
         xattr_permissions: Option<Form>,
         copier: Copier,
+        whiteouts: Whiteouts,
     ) -> std::result::Result<Self, SetupError> {
         let private = PrivateMarks::open(work.private.as_fd()).map_err(|e| {
             let path = std::path::Path::new("layerfs/marks in the work directory");
@@ -200,6 +203,7 @@ impl Upper {
             lists: Lists::default(),
             stager: Stager::default(),
             copier,
+            whiteouts,
             index: OnceLock::new(),
             no_index: AtomicBool::new(false),
             whiteout: Mutex::new(false),
@@ -402,13 +406,13 @@ impl Upper {
         // Out of sight with one rename, then piece by piece.
         let stage = self.work.stage.as_fd();
         let away = self.stager.fresh_name()?;
-        sys::file::rename_at((dir.as_fd(), name.as_cstr()), (stage, away.as_cstr()), RenameFlags::empty())?;
+        stage::rename_across((dir.as_fd(), name.as_cstr()), (stage, away.as_cstr()), RenameFlags::empty())?;
         stage::remove(stage, &away);
         Ok(())
     }
 
-    /// Puts a whiteout at a name, over whatever stands there.
-    pub fn whiteout(&self, dir: &UpperFd, name: &Name, over: Over) -> Result<()> {
+    /// Puts a whiteout in the overlay's form at a name, over whatever stands there.
+    pub(super) fn overlay_whiteout(&self, dir: &UpperFd, name: &Name, over: Over) -> Result<()> {
         self.work.begin()?;
         if over == Over::Nothing {
             return self.link_whiteout(dir.as_fd(), name.as_cstr());
@@ -437,22 +441,6 @@ impl Upper {
             // A filesystem without hard links: each whiteout is its own.
             Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::EMLINK) => sys::file::mknod_at(dir, name, libc::S_IFCHR, 0),
             done => done,
-        }
-    }
-
-    /// Takes a whiteout in AUFS form away from beside a name.
-    pub fn remove_dot_whiteout(&self, dir: &UpperFd, name: &Name) -> Result<()> {
-        let Ok(whiteout) = Name::new(&[super::whiteout::DOT_PREFIX, name.as_bytes()].concat()) else { return Ok(()) };
-        match self.unlink(dir, &whiteout) {
-            Err(Errno::ENOENT) => Ok(()),
-            done => done,
-        }
-    }
-
-    /// As [`Upper::remove_dot_whiteout`], where one that stays hides nothing that is to be seen.
-    pub fn drop_dot_whiteout(&self, dir: &UpperFd, name: &Name) {
-        if let Err(e) = self.remove_dot_whiteout(dir, name) {
-            log::warn!("a whiteout in AUFS form stays beside {name}: {e}");
         }
     }
 

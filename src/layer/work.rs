@@ -259,6 +259,14 @@ pub(super) fn remove_tree(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<(
         return removed;
     }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    sweep(sys::posix::openat(at, name, flags, Mode::empty())?.as_fd())?;
+    let dir = sys::posix::openat(at, name, flags, Mode::empty())?;
+    match sweep(dir.as_fd()) {
+        // Its mode is for its users; what we remove needs none.
+        Err(Errno::EACCES) => {
+            sys::file::chmod_fd(dir.as_fd(), 0o700)?;
+            sweep(dir.as_fd())?;
+        }
+        done => done?,
+    }
     sys::posix::unlinkat(at, name, UnlinkatFlags::RemoveDir)
 }

@@ -15,6 +15,7 @@ pub mod privilege;
 pub mod process;
 pub mod trace;
 pub mod tree;
+pub mod uring;
 pub mod xattr;
 
 use nix::errno::Errno;

@@ -351,13 +351,18 @@ pub fn detach_opened(mount: BorrowedFd<'_>, path: &Path) -> Result<(), UnmountEr
     }
 }
 
+/// How often a dying daemon's requests may be interrupted: more often than it has workers.
+const INTERRUPTIONS_MAX: usize = 1000;
+
 /// Whether the FUSE mount that an object was opened through has lost its daemon. Its status doesn't tell: the kernel may
 /// remember that.
 pub fn is_dead(opened: BorrowedFd<'_>) -> bool {
-    let asked = || nix::sys::statfs::fstatfs(opened).err();
-    // Interrupted by the daemon's end: from then on it is ENOTCONN.
-    let answer = asked().and_then(|e| if e == Errno::ECONNABORTED { asked() } else { Some(e) });
-    answer == Some(Errno::ENOTCONN)
+    // Interrupted by the daemon's end, which each of its workers on io_uring may notice by itself, and then the connection: from
+    // then on it is ENOTCONN.
+    let interrupted = [Errno::ECANCELED, Errno::ECONNABORTED];
+    let mut answers = std::iter::repeat_with(|| nix::sys::statfs::fstatfs(opened).err()).take(INTERRUPTIONS_MAX);
+    let settled = answers.find(|answer| answer.is_none_or(|e| !interrupted.contains(&e)));
+    settled == Some(Some(Errno::ENOTCONN))
 }
 
 /// The number of the mount that an object was opened through; `None` before Linux 5.8.

@@ -1,9 +1,10 @@
-//! This process and others: fork, standard streams, limits, signals, waiting for the end of a stranger.
+//! This process and others: fork, standard streams, limits, signals, waiting for a lock or the end of a stranger.
 
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -11,6 +12,9 @@ use nix::unistd::{ForkResult, Pid};
 
 use super::check;
 use crate::error::Errno;
+
+/// How often a lock is asked for again while it is waited for.
+pub const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -138,6 +142,21 @@ impl Process {
                 Err(e) => return Err(e),
             }
         }
+    }
+}
+
+/// Locks a file for this process alone, and waits until the deadline for whoever has it.
+///
+/// # Errors
+/// `EWOULDBLOCK` if they have it still; else as flock(2).
+pub fn lock_until(mut file: File, deadline: Instant) -> Result<Flock<File>, Errno> {
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < deadline => file = back,
+            Err((_, e)) => return Err(e),
+        }
+        std::thread::sleep(LOCK_INTERVAL);
     }
 }
 

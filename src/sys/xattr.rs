@@ -14,6 +14,15 @@ use super::{check, fault, trace};
 
 /// The attribute that holds a file's capabilities.
 pub const CAPABILITY: &CStr = c"security.capability";
+/// The attribute that holds an object's own POSIX ACL.
+pub const ACCESS_ACL: &CStr = c"system.posix_acl_access";
+/// The attribute that holds the POSIX ACL that new objects in a directory inherit.
+pub const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
+
+/// Whether an attribute holds a POSIX ACL.
+pub fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS_ACL.to_bytes() || name == DEFAULT_ACL.to_bytes()
+}
 
 const SYS_SETXATTRAT: libc::c_long = 463;
 const SYS_GETXATTRAT: libc::c_long = 464;

@@ -1,14 +1,5 @@
 //! POSIX ACLs as the kernel stores them (linux/posix_acl_xattr.h), as far as creating an object needs them.
 
-use std::ffi::CStr;
-
-use crate::error::Result;
-
-/// The xattr of the ACL that new objects in a directory inherit.
-pub(super) const DEFAULT: &CStr = c"system.posix_acl_default";
-/// The xattr of an object's own ACL.
-pub(super) const ACCESS: &CStr = c"system.posix_acl_access";
-
 const VERSION: u32 = 2;
 const HEADER: usize = 4;
 /// tag (16 bits), permissions (16), id (32).
@@ -30,18 +21,13 @@ pub struct Inherited {
     pub access: Option<Vec<u8>>,
 }
 
-/// Whether an attribute holds an ACL.
-pub(super) fn is_acl(name: &[u8]) -> bool {
-    name.starts_with(b"system.posix_acl_")
-}
-
 /// An ACL whose entries for single users and groups are for other ones; those that become nobody's are left out. `None` if it is
 /// no ACL.
-pub(super) fn with_ids(
+pub(super) fn with_ids<E>(
     acl: &[u8],
-    user: impl Fn(u32) -> Result<Option<u32>>,
-    group: impl Fn(u32) -> Result<Option<u32>>,
-) -> Result<Option<Vec<u8>>> {
+    user: impl Fn(u32) -> Result<Option<u32>, E>,
+    group: impl Fn(u32) -> Result<Option<u32>, E>,
+) -> Result<Option<Vec<u8>>, E> {
     let Some((header, entries)) = acl.split_at_checked(HEADER) else { return Ok(None) };
     let (entries, []) = entries.as_chunks::<ENTRY>() else { return Ok(None) };
     let mut mapped = header.to_vec();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::fcntl::OFlag;
 
 use crate::error::{Errno, Result};
-use crate::layer::override_stat::Form;
+use crate::layer::override_stat::{Form, OverrideStat};
 use crate::layer::upper::{AsUpper, UpperObject};
 use crate::layer::{ObjKey, Upper};
 use crate::sys;
@@ -80,7 +80,7 @@ impl FileKind {
 }
 
 /// The attributes of an object of the union.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Attr {
     /// Inode number in the union.
     pub ino: u64,
@@ -235,6 +235,11 @@ impl Union {
 
     /// The attributes that a real status means for an inode.
     pub(super) fn attr_from(&self, inode: &Inode, st: &Stat) -> Result<Attr> {
+        Ok(self.attr_as_said(inode, st, self.override_of(inode, st)?))
+    }
+
+    /// The same where it is known what an attribute says of owner and permissions.
+    pub(super) fn attr_as_said(&self, inode: &Inode, st: &Stat, said: Option<OverrideStat>) -> Attr {
         let nlink = match &inode.node {
             Node::Dir(dir) if self.options.static_nlink || dir.view().layers() > 1 => 1,
             Node::Dir(_) => st.nlink,
@@ -245,11 +250,10 @@ impl Union {
             Node::Other(file) => file.read().data().map_or(st.blocks, |data| data.blocks),
         };
         let time = |(sec, nsec)| Time { sec, nsec };
-        let ((uid, gid), st) = match self.override_of(inode, st)? {
-            Some(said) => (self.options.ids.shown_owner(&said.apply(st)), &said.apply(st)),
-            None => (self.owner(inode, st), st),
-        };
-        Ok(Attr {
+        let kept = said.map(|said| said.apply(st));
+        let (uid, gid) = kept.map_or_else(|| self.owner(inode, st), |kept| self.options.ids.shown_owner(&kept));
+        let st = kept.as_ref().unwrap_or(st);
+        Attr {
             ino: inode.number,
             // A device 0:0 is stored as an empty regular file.
             mode: st.mode & !libc::S_IFMT | inode.kind.to_mode(),
@@ -263,7 +267,7 @@ impl Union {
             atime: time(st.atime),
             mtime: time(st.mtime),
             ctime: time(st.ctime),
-        })
+        }
     }
 
     /// Owner and group. A user without a number in our user namespace must not be taken for the one who has the number that
@@ -305,7 +309,9 @@ impl Union {
                     return Err(Errno::EISDIR);
                 }
                 if let Some(attr) = &mut dir.state.write().removed {
-                    change_removed(attr, change);
+                    let uid = stored.uid.map(|uid| ids.shown_uid(uid));
+                    let gid = stored.gid.map(|gid| ids.shown_gid(gid));
+                    change_removed(attr, &SetAttr { uid, gid, ..*change });
                     return Ok(*attr);
                 }
                 let real = self.ensure_upper_dir(&inode)?;
@@ -345,7 +351,9 @@ impl Union {
             Some(SetTime::At(mtime)) => Ok(self.stat_file(inode)?.mtime == (mtime.sec, mtime.nsec)),
             Some(SetTime::Now) => Ok(false),
             None => {
-                Ok(self.kept_stat(inode, self.stat_file(inode)?)?.mode & SET_ID == 0 && !self.has_capability(inode)?)
+                let stat = self.stat_file(inode)?;
+                let mode = self.override_of(inode, &stat)?.map_or(stat.mode, |said| said.mode);
+                Ok(mode & SET_ID == 0 && !self.has_capability(inode)?)
             }
         }
     }
@@ -385,11 +393,11 @@ impl Union {
         // The data of a metadata copy comes without its old attributes.
         let _one = inode.copy_up.lock();
         let chown = change.uid.is_some() || change.gid.is_some();
-        let before = if chown { Some(self.kept_stat(inode, sys::file::stat(object.as_fd())?)?) } else { None };
+        let before = if chown { Some(self.kept_stat(inode, &object)?) } else { None };
         self.apply(upper, inode, &object, &rest)?;
         // The filesystem decides by our rights whether this bit stays, which are not the caller's.
         if before.is_some_and(|st| st.mode & libc::S_ISGID != 0 && !self.may_keep_group(caller, &st)) {
-            let mode = self.kept_stat(inode, sys::file::stat(object.as_fd())?)?.mode & 0o7777;
+            let mode = self.kept_stat(inode, &object)?.mode & 0o7777;
             self.apply(upper, inode, &object, &SetAttr::of_mode(mode & !libc::S_ISGID))?;
         }
         Ok(())
@@ -397,7 +405,7 @@ impl Union {
 
     /// Takes set-id bits and capabilities off a file, as a write by somebody without privilege does, and a chown.
     fn drop_privileges(&self, upper: &Upper, caller: &Caller, inode: &Inode, object: &UpperObject) -> Result<()> {
-        let stat = self.kept_stat(inode, sys::file::stat(object.as_fd())?)?;
+        let stat = self.kept_stat(inode, object)?;
         let mode = stat.mode & 0o7777;
         if mode & SET_ID != 0 {
             let mode = without_set_id(mode, self.may_keep_group(caller, &stat));

@@ -181,7 +181,7 @@ impl Union {
                 if stat.nlink > 1 && self.has_uncovered_names(inode) {
                     self.commit_later(inode, noted);
                     self.unpin(inode);
-                    self.index_copy(inode, &object, &stat, origin.as_ref());
+                    self.index_copy(inode, &object, &stat, origin.as_ref(), None);
                     return Ok(());
                 }
                 self.pin_object(inode, object);
@@ -193,11 +193,15 @@ impl Union {
             if !inode.has_link(&link.parent, &link.name) {
                 continue;
             }
-            let object = self.publish_copy(staged.take().ok_or(Errno::EIO)?, &real, &link.name)?;
+            let staged = staged.take().ok_or(Errno::EIO)?;
+            let indexed = self.index_staged(inode, &staged, key, &stat, origin.as_ref())?;
+            let object = self.publish_copy(staged, &real, &link.name).inspect_err(|_| {
+                indexed.iter().for_each(|name| self.unindex_staged(inode, key, name));
+            })?;
             self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
             self.commit_later(inode, noted);
             if stat.nlink > 1 {
-                self.index_copy(inode, &object, &stat, origin.as_ref());
+                self.index_copy(inode, &object, &stat, origin.as_ref(), indexed);
             }
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
             return Ok(());
@@ -304,6 +308,7 @@ impl Union {
             (file.key, file.data().cloned())
         };
         let upper = self.stack.upper()?;
+        self.files.wanted();
         // A file with its data in place is opened once for everything; perhaps it was for what the kernel read before.
         let kept = if copy == CopyUp::WithoutData { None } else { self.kept_for_reading(inode) };
         let lower = match &kept {

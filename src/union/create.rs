@@ -12,6 +12,7 @@ use crate::layer::{ObjKey, Upper, UpperDir};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
+use crate::sys::xattr::{ACCESS_ACL, DEFAULT_ACL};
 use crate::union::acl::{self, Inherited};
 use crate::union::handles::OpenFile;
 use crate::union::inode::Inode;
@@ -160,7 +161,7 @@ impl Union {
                 let over = if self.over(place)? == Over::Nothing { Over::Nothing } else { Over::Other };
                 if place.hidden || over != Over::Nothing {
                     // What the whiteout hid stays hidden.
-                    place.upper.set_mark(&staged, Mark::Opaque, b"y")?;
+                    place.upper.make_opaque(&staged)?;
                 }
                 place.publish(staged, over)?
             }
@@ -255,7 +256,7 @@ impl Union {
 
     /// Owner and permissions that a new object gets from its creator and its directory.
     fn birth(&self, place: &Place<'_>, caller: &Caller, mode: u32) -> Result<Birth> {
-        let parent = self.kept_stat(place.parent, sys::file::stat(&place.fd)?)?;
+        let parent = self.kept_stat(place.parent, &place.fd)?;
         let set_gid = parent.mode & libc::S_ISGID != 0;
         let default_acl = self.default_acl(place)?;
         let inherited = default_acl.as_ref().and_then(|acl| acl::inherit(acl, mode));
@@ -279,7 +280,7 @@ impl Union {
         if node.state.read().default_acl == Some(false) {
             return Ok(None);
         }
-        let value = self.stack.dir_xattr(&place.dir, acl::DEFAULT)?;
+        let value = self.stack.dir_xattr(&place.dir, DEFAULT_ACL)?;
         node.state.write().default_acl = Some(value.is_some());
         Ok(value)
     }
@@ -291,7 +292,7 @@ impl Union {
 
     fn finish_new(&self, place: &Place<'_>, stat: &Stat, kind: FileKind) -> Result<Arc<Inode>> {
         if place.hidden {
-            place.upper.drop_dot_whiteout(&place.fd, place.name);
+            self.stack.drop_dot_whiteout(&place.dir, place.name);
         }
         self.intern_new(place.parent, place.name, &place.dir, stat, kind)
     }
@@ -344,10 +345,10 @@ impl Birth {
         self.own(union, object)?;
         upper.chmod(object, self.mode & 0o7777 | set_gid)?;
         if let Some(access) = self.inherited.as_ref().and_then(|i| i.access.as_ref()) {
-            upper.set_xattr(object, acl::ACCESS, access, 0)?;
+            upper.set_xattr(object, ACCESS_ACL, access, 0)?;
         }
         match &self.default_acl {
-            Some(default) if kind == FileKind::Directory => upper.set_xattr(object, acl::DEFAULT, default, 0),
+            Some(default) if kind == FileKind::Directory => upper.set_xattr(object, DEFAULT_ACL, default, 0),
             _ => Ok(()),
         }
     }

@@ -309,9 +309,20 @@ impl Union {
 
     /// The real file behind an inode that has its data, open and kept open; `None` for anything else and where it can't be read.
     pub(super) fn kept_for_reading(&self, inode: &Inode) -> Option<OpenFile> {
+        has_its_data(inode).then(|| self.readable_file(inode).ok()).flatten()
+    }
+
+    /// As [`Union::kept_for_reading`], for whoever asks for a file's capabilities. The kernel does before a first write: what it
+    /// will want to read or copy next is opened for that now. So do those who look through whole trees and want nothing next:
+    /// for them none but open ones are told.
+    pub(super) fn opened_ahead(&self, inode: &Inode) -> Option<OpenFile> {
         let Node::Other(file) = &inode.node else { return None };
-        let whole = inode.kind == FileKind::Regular && file.read().data().is_none();
-        whole.then(|| self.readable_file(inode).ok()).flatten()
+        if !has_its_data(inode) {
+            return None;
+        }
+        let key = file.read().key;
+        let open = self.files.get(inode.id, key);
+        open.or_else(|| self.files.opening_ahead_pays().then(|| self.readable_file(inode).ok()).flatten())
     }
 
     fn open_for_reading(&self, inode: &Inode, key: ObjKey) -> Result<OpenFile> {
@@ -355,4 +366,10 @@ impl Union {
             }
         })
     }
+}
+
+/// Whether an inode is a file whose data is where its metadata is.
+fn has_its_data(inode: &Inode) -> bool {
+    let Node::Other(file) = &inode.node else { return false };
+    inode.kind == FileKind::Regular && file.read().data().is_none()
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -34,36 +35,56 @@ impl AsFd for OpenFile {
     }
 }
 
+/// How many files in a row are opened ahead of a use that doesn't come.
+const AHEAD_IN_VAIN: usize = 16;
+
 /// Open files by inode id. Each entry tells its real object, so that one from before a copy-up is never taken.
 #[derive(Debug)]
-pub(super) struct OpenFiles(Mutex<LruCache<u64, (ObjKey, OpenFile)>>);
+pub(super) struct OpenFiles {
+    files: Mutex<LruCache<u64, (ObjKey, OpenFile)>>,
+    /// How many were opened ahead since one was wanted last.
+    in_vain: AtomicUsize,
+}
 
 impl Default for OpenFiles {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(OPEN_FILES)))
+        Self { files: Mutex::new(LruCache::new(OPEN_FILES)), in_vain: AtomicUsize::new(0) }
     }
 }
 
 impl OpenFiles {
     /// The open file of an inode whose real object is `key`.
     pub(super) fn get(&self, id: u64, key: ObjKey) -> Option<OpenFile> {
-        let mut files = self.0.lock();
+        let mut files = self.files.lock();
         let (of, file) = files.get(&id)?;
         (*of == key).then(|| file.clone())
     }
 
     pub(super) fn put(&self, id: u64, key: ObjKey, file: OpenFile) {
-        let evicted = self.0.lock().push(id, (key, file));
+        let evicted = self.files.lock().push(id, (key, file));
         drop(evicted);
     }
 
     pub(super) fn remove(&self, id: u64) {
-        let removed = self.0.lock().pop(&id);
+        let removed = self.files.lock().pop(&id);
         drop(removed);
     }
 
     pub(super) fn clear(&self) {
-        self.0.lock().clear();
+        self.files.lock().clear();
+    }
+
+    /// Whether a file is to be opened ahead; counted as in vain until [`OpenFiles::wanted`].
+    pub(super) fn opening_ahead_pays(&self) -> bool {
+        self.in_vain.load(Ordering::Relaxed) < AHEAD_IN_VAIN && {
+            self.in_vain.fetch_add(1, Ordering::Relaxed);
+            true
+        }
+    }
+
+    /// A file was wanted that may have been opened ahead.
+    pub(super) fn wanted(&self) {
+        self.in_vain.store(0, Ordering::Relaxed);
     }
 
     /// The status of an open file, without looking for it by name.
@@ -80,6 +101,6 @@ impl OpenFiles {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.files.lock().len()
     }
 }

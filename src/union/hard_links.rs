@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::error::{Result, is_passing};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
+use crate::layer::stage::Staged;
 use crate::layer::upper::UpperObject;
 use crate::layer::{LayerId, ObjKey, RealDir, index};
 use crate::name::Name;
@@ -121,19 +122,69 @@ impl Union {
         Ok(copy)
     }
 
-    /// Puts a fresh copy of a lower object with several names into the index.
-    pub(super) fn index_copy(&self, inode: &Arc<Inode>, object: &UpperObject, lower: &Stat, origin: Option<&Origin>) {
+    /// Puts a copy of a lower object with several names into the index before it has a name in upper, with how many names
+    /// there are: whoever dies then leaves names that all show the copy, and not one of them alone. From then on the copy
+    /// is found by the others' lookups, as this inode.
+    ///
+    /// Returns its name there; `None` if it can have none.
+    pub(super) fn index_staged(
+        &self,
+        inode: &Inode,
+        staged: &Staged<'_>,
+        key: ObjKey,
+        lower: &Stat,
+        origin: Option<&Origin>,
+    ) -> Result<Option<Name>> {
+        let Some(name) = origin.and_then(index::name_of).filter(|_| lower.nlink > 1) else { return Ok(None) };
+        let upper = self.stack.upper()?;
+        let left = self.hard_links.uncovered(lower.into()).unwrap_or(lower.nlink);
+        let gone = i64::from(left) - i64::from(lower.nlink);
+        // Noted before others can find the copy: they would count from what upper has by then.
+        self.hard_links.restore(lower.into(), left);
+        self.table.add_key(key.seen_in(LayerId::UPPER), inode);
+        let marked = upper.set_mark(staged, Mark::Nlink, format!("L{gone:+}").as_bytes());
+        match marked.and_then(|()| upper.add_to_index(staged, &name)) {
+            Ok(()) => Ok(Some(name)),
+            Err(e) => {
+                self.table.remove_key(key.seen_in(LayerId::UPPER), inode);
+                if is_passing(e) { Err(e) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// Takes a copy that could not be published out of the index again.
+    pub(super) fn unindex_staged(&self, inode: &Inode, key: ObjKey, name: &Name) {
+        if let Err(e) = self.stack.upper().and_then(|upper| upper.remove_from_index(name)) {
+            // Its content is the lower's.
+            log::warn!("the copy of inode {} stays in the index: {e}", inode.number);
+            return;
+        }
+        self.table.remove_key(key.seen_in(LayerId::UPPER), inode);
+    }
+
+    /// Keeps account of a fresh copy of a lower object with several names, which is in the index as `indexed`, or is put there
+    /// now.
+    pub(super) fn index_copy(
+        &self,
+        inode: &Arc<Inode>,
+        object: &UpperObject,
+        lower: &Stat,
+        origin: Option<&Origin>,
+        indexed: Option<Name>,
+    ) {
         let Node::Other(file) = &inode.node else { return };
         let lower_key = ObjKey::from(lower);
         let named = !file.read().links.as_slice().is_empty();
         if named {
             self.hard_links.cover(lower_key, lower.nlink);
         }
-        let Some(name) = origin.and_then(index::name_of) else {
+        let is_indexed = indexed.is_some();
+        let Some(name) = indexed.or_else(|| origin.and_then(index::name_of)) else {
             self.hard_links.keep(lower_key, inode);
             return;
         };
-        match self.stack.upper().and_then(|upper| upper.add_to_index(object, &name)) {
+        let add = || if is_indexed { Ok(()) } else { self.stack.upper()?.add_to_index(object, &name) };
+        match add() {
             Ok(()) => file.write().rare_mut().index = Some(name),
             Err(e) => {
                 self.hard_links.keep(lower_key, inode);

@@ -126,11 +126,14 @@ impl InodeTable {
 
     /// Lets an inode be found by its real objects no longer: they are about to go, and their numbers to be used again.
     pub(super) fn remove_keys(&self, inode: &Inode) {
-        for key in inode.keys() {
-            let mut keys = self.shard(&self.keys, &key).lock();
-            if keys.get(&key) == Some(&inode.number) {
-                keys.remove(&key);
-            }
+        inode.keys().into_iter().for_each(|key| self.remove_key(key, inode));
+    }
+
+    /// Lets an inode be found by one real object no longer.
+    pub(super) fn remove_key(&self, key: SeenKey, inode: &Inode) {
+        let mut keys = self.shard(&self.keys, &key).lock();
+        if keys.get(&key) == Some(&inode.number) {
+            keys.remove(&key);
         }
     }
 

@@ -64,7 +64,7 @@ impl Union {
             done => done?,
         }
         if hidden {
-            upper.drop_dot_whiteout(&fd, name);
+            self.stack.drop_dot_whiteout(&dir, name);
         }
         inode.add_link(parent, name, LayerId::UPPER, false);
         inode.lookups.fetch_add(1, Ordering::Relaxed);

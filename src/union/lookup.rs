@@ -1,6 +1,5 @@
 //! Finding a name: through upper, then down the lowers, by their whiteouts, opaque marks and redirects.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,13 +7,15 @@ use parking_lot::RwLock;
 
 use crate::error::{Errno, Result};
 use crate::layer::marks::{Mark, Redirect};
-use crate::layer::object_marks::FileMarks;
+use crate::layer::object_marks::{DirMarks, FileMarks};
 use crate::layer::origin::Origin;
+use crate::layer::override_stat::OverrideStat;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
 use crate::union::cache::Known;
 use crate::union::hard_links::Indexed;
+use crate::union::held::Held;
 use crate::union::inode::{DirNode, DirState, DirView, FileState, Inode, Links, LowerData, Node, Rare};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union, is_reserved};
@@ -50,12 +51,14 @@ pub(super) struct FoundFile {
     pub stat: Stat,
     /// The type that the union shows.
     pub kind: FileKind,
+    /// What an attribute says of owner and permissions, if it was asked.
+    pub said: Option<Option<OverrideStat>>,
     /// The lower object that it was copied from, verified to exist.
     pub origin: Option<ObjKey>,
     /// Where its data is, if it is a metadata copy.
     pub data: Option<LowerData>,
     /// The copy of a lower object with several names that this is, or stands for.
-    pub indexed: Option<Indexed>,
+    pub indexed: Option<Box<Indexed>>,
 }
 
 impl Found {
@@ -99,40 +102,6 @@ enum Probe {
     Object(Stat),
 }
 
-/// An inode that stays known while this is held.
-#[derive(Debug)]
-pub(super) struct Held<'a> {
-    union: &'a Union,
-    inode: Arc<Inode>,
-    kept: bool,
-}
-
-impl Held<'_> {
-    /// Hands the reference to the kernel: it stays until FORGET.
-    pub(super) fn keep(mut self) -> Arc<Inode> {
-        self.kept = true;
-        self.inode.clone()
-    }
-}
-
-impl Deref for Held<'_> {
-    type Target = Arc<Inode>;
-    fn deref(&self) -> &Arc<Inode> {
-        &self.inode
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        if let Some(gone) = self.union.table.forget(self.inode.number, 1) {
-            self.union.release(&gone);
-        }
-    }
-}
-
 impl Union {
     /// Looks a name up; the inode that it finds counts as known once more, until [`Union::forget`].
     ///
@@ -169,12 +138,16 @@ impl Union {
     ) -> Result<Option<(Held<'_>, Attr)>> {
         let _names = dir.as_dir().ok_or(Errno::ENOTDIR)?.names.read();
         let Some(found) = self.find(dir, name, hint)? else { return Ok(None) };
-        let stat = match &found {
-            Found::Dir(d) => d.stat,
-            Found::Other(f) => f.stat,
+        let (stat, said) = match &found {
+            Found::Dir(d) => (d.stat, None),
+            Found::Other(f) => (f.stat, f.said),
         };
         let (held, current) = self.intern(dir, name, found)?;
-        let attr = if current { self.attr_from(&held, &stat)? } else { self.attr_of(&held)? };
+        let attr = match said {
+            Some(said) if current => self.attr_as_said(&held, &stat, said),
+            _ if current => self.attr_from(&held, &stat)?,
+            _ => self.attr_of(&held)?,
+        };
         Ok(Some((held, attr)))
     }
 
@@ -228,7 +201,7 @@ impl Union {
                     let real = self.stack.child_dir(parent, name, &stat)?;
                     let upper = self.stack.as_upper(&real).ok_or(Errno::EIO)?;
                     let marks = self.stack.dir_marks(&real)?;
-                    if marks.opaque || self.hides_below(parent, name, !view.lowers.is_empty())? {
+                    if self.hides_below(&marks, parent, name, !view.lowers.is_empty())? {
                         let alone = FoundDir { upper: Some(upper), lowers: Vec::new(), stat, redirect: None };
                         return Ok(Some(Found::Dir(alone)));
                     }
@@ -293,27 +266,33 @@ impl Union {
             None => false,
         };
         let marks = if plain { FileMarks::default() } else { self.stack.file_marks(dir, name, &stat)? };
-        let kind = if marks.device { FileKind::CharDevice } else { self.kind_at(dir, name, stat)? };
+        let said = if marks.device { None } else { self.said_at(dir, name, &stat)? };
+        let kind = match said.flatten() {
+            _ if marks.device => FileKind::CharDevice,
+            Some(said) => FileKind::from_mode(said.apply(&stat).mode)?,
+            None => FileKind::from_mode(stat.mode)?,
+        };
         let mut data =
             if marks.metacopy { Some(self.find_data(view, dir, name, marks.redirect.as_ref())?) } else { None };
         let (mut origin, mut indexed) = (None, None);
         if dir.layer.is_upper() {
             let lower = self.verified_origin(view, name, &stat, &marks)?;
             if let (Some(lower), Some(mark)) = (lower.filter(|l| l.nlink > 1), &marks.origin) {
-                indexed = self.find_indexed(mark, &lower)?.filter(|i| ObjKey::from(&i.stat) == ObjKey::from(&stat));
+                let copy = self.find_indexed(mark, &lower)?;
+                indexed = copy.filter(|copy| ObjKey::from(&copy.stat) == ObjKey::from(&stat)).map(Box::new);
             }
             // Of an origin with several names each could claim the number, but for the one in the index.
             origin = lower.filter(|l| l.nlink == 1 || indexed.is_some()).map(|l| ObjKey::from(&l));
         } else if stat.nlink > 1 {
-            indexed = self.find_copy(dir, name, &stat)?;
+            indexed = self.find_copy(dir, name, &stat)?.map(Box::new);
             origin = indexed.as_ref().map(|copy| copy.lower);
             if let Some(copy) = &indexed {
                 let has_data = self.stack.upper()?.indexed_mark(&copy.name, Mark::Metacopy)?.is_none();
                 data = if has_data { None } else { Some(Self::data_of(dir, name, &stat, data)) };
             }
         }
-        let stat = indexed.as_ref().map_or(stat, |copy| copy.stat);
-        Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, origin, data, indexed }))
+        let (stat, said) = indexed.as_ref().map_or((stat, said), |copy| (copy.stat, None));
+        Ok(Found::Other(FoundFile { dir: dir.clone(), stat, kind, said, origin, data, indexed }))
     }
 
     /// The lower file that has the data of a metadata copy, which is in `dir`.
@@ -355,9 +334,10 @@ impl Union {
         Ok(stat.is_file().then(|| Self::data_of(&dir, name, &stat, None)))
     }
 
-    /// Whether a layer that has a directory hides those below by an AUFS whiteout beside it, which is for the layers below.
-    fn hides_below(&self, parent: &Arc<RealDir>, name: &Name, more_below: bool) -> Result<bool> {
-        Ok(more_below && self.stack.has_dot_whiteout(parent, name)?)
+    /// Whether a directory with such marks hides what is below it: it is opaque, or has an AUFS whiteout beside it, which is for
+    /// the layers below, but not for what a redirect leads to. One that is about to be renamed has both.
+    fn hides_below(&self, marks: &DirMarks, parent: &Arc<RealDir>, name: &Name, more_below: bool) -> Result<bool> {
+        Ok(marks.opaque || marks.redirect.is_none() && more_below && self.stack.has_dot_whiteout(parent, name)?)
     }
 
     /// What one layer says of a name.
@@ -419,7 +399,7 @@ impl Union {
                 break;
             }
             let marks = self.stack.dir_marks(&dir)?;
-            if marks.opaque || self.hides_below(parent, name, !below.is_empty())? {
+            if self.hides_below(&marks, parent, name, !below.is_empty())? {
                 break;
             }
             if let Some(redirect) = marks.redirect {
@@ -525,7 +505,7 @@ impl Union {
                 Inode::new(number, FileKind::Directory, node)
             },
         );
-        let held = Held { union: self, inode, kept: false };
+        let held = Held::new(self, inode);
         if !held.has_link(parent, name) {
             // Two places for one directory: layers that lie inside each other, or marks that lie.
             log::error!("{name} is a directory that another place shows already");
@@ -557,7 +537,7 @@ impl Union {
                 self.unpin(&inode);
             }
         }
-        (Held { union: self, inode, kept: false }, current)
+        (Held::new(self, inode), current)
     }
 
     /// Makes an inode of an object that was just made in upper; it counts as known once.
@@ -573,7 +553,8 @@ impl Union {
             let real = RealDir::child(dir, name, st);
             Found::Dir(FoundDir { upper: self.stack.as_upper(&real), lowers: Vec::new(), stat: *st, redirect: None })
         } else {
-            Found::Other(FoundFile { dir: (**dir).clone(), stat: *st, kind, origin: None, data: None, indexed: None })
+            let (dir, stat) = ((**dir).clone(), *st);
+            Found::Other(FoundFile { dir, stat, kind, said: None, origin: None, data: None, indexed: None })
         };
         let (held, _) = self.intern(parent, name, found)?;
         self.name_changed(parent, name, Some((kind, held.number)));

@@ -12,6 +12,7 @@ mod create;
 mod file;
 mod handles;
 mod hard_links;
+mod held;
 mod ids;
 mod ino;
 mod inode;
@@ -38,7 +39,8 @@ use parking_lot::RwLock;
 
 use crate::error::{Errno, Result, SetupError};
 use crate::layer::override_stat::OverrideStat;
-use crate::layer::{Stack, StackSpec};
+use crate::layer::whiteout::Whiteouts;
+use crate::layer::{Handling, Stack, StackSpec};
 use crate::name::Name;
 
 #[cfg(fuzzing)]
@@ -82,8 +84,8 @@ pub enum Io {
 /// How a union behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long the kernel may keep names and attributes; `None`: for good, since only we change the layers. Zero also
-    /// turns the lookup cache off.
+    /// How long the kernel may keep names and attributes; `None`: for good, since only we change the layers. Otherwise no
+    /// names of lowers are remembered either, and zero also turns the lookup cache off.
     pub timeout: Option<Duration>,
     /// When the data of copies reaches the disk.
     pub durability: Durability,
@@ -97,9 +99,11 @@ pub struct Options {
     pub redirect_dir: bool,
     /// Copy no data up for a change of a file's metadata alone.
     pub metacopy: bool,
-    /// POSIX ACLs; without them their attributes are answered with EOPNOTSUPP.
+    /// How deletions are written.
+    pub whiteouts: Whiteouts,
+    /// POSIX ACLs; without them none is shown, and setting one is answered with EOPNOTSUPP.
     pub acl: bool,
-    /// Extended attributes; without them all are answered with EOPNOTSUPP.
+    /// Extended attributes; without them none is shown, and setting one is answered with EOPNOTSUPP.
     pub xattrs: bool,
     /// Inode numbers over several filesystems.
     pub xino: Xino,
@@ -123,6 +127,7 @@ impl Default for Options {
             boot_id: None,
             redirect_dir: true,
             metacopy: true,
+            whiteouts: Whiteouts::default(),
             acl: true,
             xattrs: true,
             xino: Xino::Auto,
@@ -155,7 +160,7 @@ pub struct Union {
     /// See [`crate::sys::privilege::ambiguous_ids`].
     ambiguous_ids: Option<(u32, u32)>,
     /// See [`permissions::said_of_lower_root`].
-    lower_root_said: Option<OverrideStat>,
+    lower_root_said: Result<Option<OverrideStat>>,
     /// Shared by publications of copy-ups, exclusive for the rename of a directory.
     renames: RwLock<()>,
 }
@@ -174,7 +179,12 @@ impl Union {
             log::warn!("which run of the machine this is can't be told: each copy-up waits for the disk");
             options.durability = Durability::Strict;
         }
-        let stack = Stack::open(spec, options.durability == Durability::Volatile)?;
+        let handling = Handling {
+            volatile: options.durability == Durability::Volatile,
+            whiteouts: options.whiteouts,
+            layers_change: options.timeout.is_some(),
+        };
+        let stack = Stack::open(spec, handling)?;
         stack.recover(&boot)?;
         // An ACL would count for real, and beside what the attribute says.
         options.acl &= stack.xattr_permissions().is_none();
@@ -247,22 +257,21 @@ impl Union {
         &self.options
     }
 
-    /// Drops `n` lookup counts of an inode; at none left it is forgotten. Returns the names (directory and name) of a file
-    /// that changed and still is known: by an answer that may have been under way while it changed.
-    pub fn forget(&self, ino: u64, n: u64) -> Vec<(u64, Name)> {
+    /// Drops `n` lookup counts of an inode; at none left it is forgotten. True for a file that changed and still is known: by an
+    /// answer that may have been under way while it changed.
+    pub fn forget(&self, ino: u64, n: u64) -> bool {
         self.counters.count(Op::Forget);
         if let Some(gone) = self.table.forget(ino, n) {
             self.release(&gone);
-            return Vec::new();
+            return false;
         }
-        match self.table.get(ino) {
-            Some(inode)
-                if inode.lookups.load(Ordering::Relaxed) > 0 && inode.changed_at.load(Ordering::Relaxed) > 0 =>
-            {
-                inode.names()
-            }
-            _ => Vec::new(),
-        }
+        let known = self.table.get(ino).filter(|inode| inode.lookups.load(Ordering::Relaxed) > 0);
+        known.is_some_and(|inode| inode.changed_at.load(Ordering::Relaxed) > 0)
+    }
+
+    /// The names of a file, as directory and name; none of what is not known, or of a directory.
+    pub fn names_of(&self, ino: u64) -> Vec<(u64, Name)> {
+        self.table.get(ino).map(|inode| inode.names()).unwrap_or_default()
     }
 
     /// Lets go of what a forgotten inode held, and of parents that were only kept for it.

@@ -13,9 +13,10 @@ use crate::layer::whiteout::DOT_PREFIX;
 use crate::layer::{LayerId, ObjKey, RealDir};
 use crate::name::Name;
 use crate::sys;
+use crate::union::held::Held;
 use crate::union::inode::{DirView, Inode};
 use crate::union::listing::{Entry, FIRST_OFFSET, Listing};
-use crate::union::lookup::{Found, Held};
+use crate::union::lookup::Found;
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union};
 

@@ -10,8 +10,8 @@ use crate::layer::stage::Over;
 use crate::name::Name;
 use crate::sys;
 use crate::union::hard_links::Losing;
+use crate::union::held::Held;
 use crate::union::inode::{DirNode, Inode, Node};
-use crate::union::lookup::Held;
 use crate::union::stats::Op;
 use crate::union::{FileKind, Union};
 
@@ -74,18 +74,21 @@ impl Union {
     /// Takes a name, which the layer `shown` shows, away in upper, leaving a whiteout if the lowers have it too.
     fn remove_from_upper(&self, dir: &Inode, name: &Name, shown: LayerId, is_dir: bool) -> Result<()> {
         let view = dir.as_dir().ok_or(Errno::ENOTDIR)?.view();
-        let upper = self.stack.upper()?;
-        let fd = self.stack.open_upper(view.upper.as_ref().ok_or(Errno::ENOENT)?)?;
+        let real = view.upper.as_ref().ok_or(Errno::ENOENT)?;
         if !shown.is_upper() {
             let shows = view.lowers.iter().find(|lower| lower.layer == shown).ok_or(Errno::ENOENT)?;
             let stat = self.stack.stat_at(shows, name)?.ok_or(Errno::ENOENT)?;
-            return if stat.is_protected() { Err(Errno::EPERM) } else { upper.whiteout(&fd, name, Over::Nothing) };
+            return if stat.is_protected() {
+                Err(Errno::EPERM)
+            } else {
+                self.stack.whiteout(real, name, Over::Nothing)
+            };
         }
-        match self.is_below(dir, &view, name)? {
-            true => upper.whiteout(&fd, name, if is_dir { Over::Other } else { Over::NonDirectory }),
-            false if is_dir => upper.rmdir(&fd, name),
-            false => upper.unlink(&fd, name),
+        if self.is_below(dir, &view, name)? {
+            return self.stack.whiteout(real, name, if is_dir { Over::Other } else { Over::NonDirectory });
         }
+        let (upper, fd) = (self.stack.upper()?, self.stack.open_upper(real)?);
+        if is_dir { upper.rmdir(&fd, name) } else { upper.unlink(&fd, name) }
     }
 
     /// Refuses to replace a lower object that nobody may change (`chattr +i` or `+a`); in upper the filesystem itself does.

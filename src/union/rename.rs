@@ -9,12 +9,12 @@ use crate::error::{Errno, Result};
 use crate::layer::marks::{Mark, Namespace, Redirect};
 use crate::layer::stage::Over;
 use crate::layer::upper::AsUpper;
-use crate::layer::whiteout::is_device_form;
 use crate::layer::{LayerId, ObjKey, RealDir, UpperDir};
 use crate::name::Name;
 use crate::sys::file::Stat;
+use crate::union::held::Held;
 use crate::union::inode::{DirView, Inode, Node};
-use crate::union::lookup::{Held, InLowers};
+use crate::union::lookup::InLowers;
 use crate::union::remove::lock_two;
 use crate::union::stats::Op;
 use crate::union::{Attr, Durability, FileKind, Union};
@@ -171,7 +171,6 @@ impl Union {
             }
             None => {}
         }
-        self.drop_dot_whiteout(target, to)?;
         let gone = target.filter(|t| t.kind == FileKind::Directory);
         if let Some(gone) = gone {
             self.table.remove_keys(gone);
@@ -190,6 +189,7 @@ impl Union {
             return Err(*e);
         }
         let device = moved?;
+        self.stack.drop_dot_whiteout(&to.real, to.name);
         if let Some(target) = target {
             match last {
                 Some(last) => self.dir_removed(target, last),
@@ -224,18 +224,25 @@ impl Union {
         let dir = source.as_dir().and_then(|d| d.view().upper);
         let moved = (dir.as_ref(), None);
         let places = ((&from.real, from.name), (&to.real, to.name));
-        let stands = self.stack.stat_at(&to.real, to.name)?;
+        let mut stands = self.stack.stat_at(&to.real, to.name)?;
         if dir.is_some() && !over_dir && stands.is_some() {
             // A directory can't replace a whiteout, but it can change places with it: in the form that means the same anywhere.
-            if !stands.as_ref().is_some_and(is_device_form) {
-                upper.whiteout(&self.stack.open_upper(&to.real)?, to.name, Over::NonDirectory)?;
+            if !stands.as_ref().is_some_and(|stands| self.stack.is_own_form(stands)) {
+                self.stack.whiteout(&to.real, to.name, Over::NonDirectory)?;
+                stands = self.stack.stat_at(&to.real, to.name)?;
             }
-            self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
-            if !from.below
-                && let Err(e) = upper.unlink(&from_fd, from.name)
-            {
-                log::warn!("the whiteout {} stays and hides nothing: {e}", from.name);
+            if stands.is_some() {
+                self.stack.rename_in_upper(places.0, places.1, SysFlags::RENAME_EXCHANGE, moved)?;
+                if !from.below
+                    && let Err(e) = upper.unlink(&from_fd, from.name)
+                {
+                    log::warn!("the whiteout {} stays and hides nothing: {e}", from.name);
+                }
+                return Ok(None);
             }
+        }
+        let rename = || self.stack.rename_in_upper(places.0, places.1, SysFlags::empty(), moved);
+        if from.below && self.stack.behind_dot_whiteout(&from.real, from.name, rename)?.is_some() {
             return Ok(None);
         }
         let whiteout = if from.below { SysFlags::RENAME_WHITEOUT } else { SysFlags::empty() };
@@ -243,7 +250,7 @@ impl Union {
             // This filesystem can't do both at once.
             Err(Errno::EINVAL) if from.below => {
                 let whiteout = upper.stage_whiteout()?;
-                self.stack.rename_in_upper(places.0, places.1, SysFlags::empty(), moved)?;
+                rename()?;
                 upper.publish(whiteout, &from_fd, from.name, Over::Nothing)?;
             }
             done => done?,
@@ -293,8 +300,6 @@ impl Union {
         self.mark_moved(b, to, from)?;
         self.start_writeback(a, to);
         self.start_writeback(b, from);
-        self.drop_dot_whiteout(Some(a), from)?;
-        self.drop_dot_whiteout(Some(b), to)?;
         let dirs = (a.as_dir().and_then(|d| d.view().upper), b.as_dir().and_then(|d| d.view().upper));
         let moved = (dirs.0.as_ref(), dirs.1.as_ref());
         let places = ((&from.real, from.name), (&to.real, to.name));
@@ -304,6 +309,8 @@ impl Union {
             a.remove_link(to.dir, to.name);
             b.remove_link(from.dir, from.name);
         })?;
+        self.stack.drop_dot_whiteout(&from.real, from.name);
+        self.stack.drop_dot_whiteout(&to.real, to.name);
         self.relink(a, from, to);
         self.relink(b, to, from);
         self.name_changed(from.dir, from.name, Some((b.kind, b.number)));
@@ -345,27 +352,10 @@ impl Union {
             self.stack.set_impure(&to.real)
         } else if to.below {
             self.drop_xattr_whiteouts(real)?;
-            upper.set_mark(&fd, Mark::Opaque, b"y")
+            upper.make_opaque(&fd)
         } else {
             Ok(())
         }
-    }
-
-    /// Takes away an AUFS whiteout beside a name, which would hide what is below from a directory that comes there: one that
-    /// stands there now is marked opaque instead, and where nothing does, a whiteout that can be replaced comes.
-    fn drop_dot_whiteout(&self, stands: Option<&Held<'_>>, at: &Side<'_>) -> Result<()> {
-        if !self.stack.has_dot_whiteout(&at.real, at.name)? {
-            return Ok(());
-        }
-        let upper = self.stack.upper()?;
-        let fd = self.stack.open_upper(&at.real)?;
-        if let Some(real) = stands.and_then(|inode| inode.as_dir()?.view().upper) {
-            self.drop_xattr_whiteouts(&real)?;
-            upper.set_mark(&self.stack.open_upper(&real)?, Mark::Opaque, b"y")?;
-        } else if self.stack.stat_at(&at.real, at.name)?.is_none() {
-            upper.whiteout(&fd, at.name, Over::Nothing)?;
-        }
-        upper.remove_dot_whiteout(&fd, at.name)
     }
 
     /// Takes whiteouts in xattr form out of a directory of upper that becomes opaque: the mark that makes them whiteouts

@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
+use crate::layer::ObjKey;
 use crate::layer::override_stat::Form;
 use crate::sys;
-use crate::sys::xattr::{CAPABILITY, Target};
+use crate::sys::xattr::{ACCESS_ACL, CAPABILITY, Target, is_acl};
 use crate::union::copy_up::CopyUp;
 use crate::union::inode::{Inode, Node};
 use crate::union::reach::Reached;
 use crate::union::stats::{LAYER_XATTR, Op, STATS_XATTR};
-use crate::union::{Caller, FileKind, Union, acl};
+use crate::union::{Caller, FileKind, Union};
 
 impl Union {
     /// The value of an attribute.
@@ -28,7 +29,7 @@ impl Union {
         }
         if self.hides(name.to_bytes()) {
             // For ACLs the kernel asks whenever it checks permissions, and fails with whatever else is answered.
-            return Err(if self.options.xattrs || acl::is_acl(name.to_bytes()) {
+            return Err(if self.options.xattrs || is_acl(name.to_bytes()) {
                 Errno::ENODATA
             } else {
                 Errno::EOPNOTSUPP
@@ -36,9 +37,8 @@ impl Union {
         }
         let stored = self.stored_name(name)?;
         let inode = self.inode(ino)?;
-        // The kernel asks for this before the first write: what it will want to read or copy next is opened for that now.
         if name == CAPABILITY
-            && let Some(file) = self.kept_for_reading(&inode)
+            && let Some(file) = self.opened_ahead(&inode)
         {
             let value = sys::xattr::get(Target::Fd(file.as_fd()), &stored)?;
             return Ok(self.options.ids.shown_value(name, value));
@@ -114,7 +114,7 @@ impl Union {
                 upper.set_xattr(&object, &stored, value, flags)?;
             }
         }
-        if name == acl::ACCESS { self.after_acl(caller, &inode) } else { Ok(()) }
+        if name == ACCESS_ACL { self.after_acl(caller, &inode) } else { Ok(()) }
     }
 
     /// Removes an attribute.
@@ -148,9 +148,23 @@ impl Union {
         }
     }
 
+    /// Runs `call`, which only reads, on the real object behind an inode. A lower's is not opened for that.
     pub(super) fn with_target<T>(&self, inode: &Inode, call: impl FnOnce(Target<'_>) -> Result<T>) -> Result<T> {
-        let is_dir = inode.as_dir().is_some();
-        self.with_object(inode, |object| call(if is_dir { Target::Dir(object) } else { Target::Fd(object) }))
+        if inode.as_dir().is_some() {
+            return self.with_object(inode, |dir| call(Target::Dir(dir)));
+        }
+        let (fd, name) = self.reach(inode, |way| match way {
+            Reached::Object(object) => Ok((object.into_fd(), None)),
+            // What has its name by now may be another one when it is read.
+            Reached::Named(dir, name, key) if dir.layer.is_upper() => {
+                Ok((Arc::new(self.stack.open_path(dir, name, key)?), None))
+            }
+            Reached::Named(dir, name, key) => {
+                self.stack.stat_at(dir, name)?.filter(|st| ObjKey::from(st) == key).ok_or(Errno::ESTALE)?;
+                Ok((self.stack.open_dir(dir)?, Some(name.clone())))
+            }
+        })?;
+        call(name.as_ref().map_or(Target::Fd(fd.as_fd()), |name| Target::At(fd.as_fd(), name.as_cstr())))
     }
 
     /// Runs `call` on the real object behind an inode.
@@ -204,7 +218,7 @@ impl Union {
     }
 
     fn is_without(&self, name: &[u8]) -> bool {
-        !self.options.xattrs || !self.options.acl && acl::is_acl(name)
+        !self.options.xattrs || !self.options.acl && is_acl(name)
     }
 
     /// Whether an attribute has owner and permissions.

@@ -75,6 +75,11 @@ pub fn may_mount() -> bool {
         .is_some_and(|caps| caps & (1 << CAP_SYS_ADMIN) != 0)
 }
 
+/// Why a test that calls mount(2) or umount(2) by itself can't run, if so.
+pub fn no_right_to_mount() -> Option<String> {
+    (!may_mount()).then(|| "needs the right to mount".to_owned())
+}
+
 /// The path of a program in `PATH` or the usual directories for administrators.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -13,6 +13,7 @@ pub mod others;
 pub mod sys;
 pub mod tree;
 pub mod union;
+pub mod values;
 
 use std::any::Any;
 use std::cell::RefCell;

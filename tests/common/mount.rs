@@ -126,6 +126,12 @@ pub fn eventually(seconds: u64, mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// Tries to unmount for a while: a process that another test is starting holds our descriptors too, until its exec, and on a busy
+/// machine that takes its time.
+pub fn once_free(unmount: impl FnMut() -> bool) -> bool {
+    eventually(10, unmount)
+}
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone)]
 pub struct MountInfo {
@@ -200,6 +206,21 @@ pub fn processes_of(mark: &OsStr) -> Vec<i32> {
     numbered_processes().filter(carries).collect()
 }
 
+/// The state of a process, as procfs calls it, and its parent; `None` if there is no such process.
+pub fn state_and_parent(pid: i32) -> Option<(String, String)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Before it stands the program's name, in which anything may be.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned);
+    fields.next().zip(fields.next())
+}
+
+/// How many descriptors a daemon has, without those of its workers on io_uring, of which there are as many as were needed.
+pub fn open_descriptors(daemon: i32) -> usize {
+    let all = fs::read_dir(format!("/proc/{daemon}/fd")).expect("its descriptors");
+    let is_ring = |path: &Path| fs::read_link(path).is_ok_and(|to| to.as_os_str() == "anon_inode:[io_uring]");
+    all.filter(|descriptor| !is_ring(&descriptor.as_ref().expect("a descriptor").path())).count()
+}
+
 /// A `layerfs` mount on a directory. Dropping it unmounts.
 pub struct Mount {
     point: PathBuf,
@@ -260,14 +281,8 @@ impl Mount {
     /// Starts `layerfs mount -f` and waits until it is mounted.
     #[track_caller]
     pub fn start_foreground(arguments: &[OsString], point: &Path) -> Mount {
-        Mount::start_foreground_into(arguments, point, Stdio::inherit())
-    }
-
-    /// Like [`Mount::start_foreground`], with its log to `stderr`.
-    #[track_caller]
-    pub fn start_foreground_into(arguments: &[OsString], point: &Path, stderr: impl Into<Stdio>) -> Mount {
         let mut command = Command::new(layerfs_binary());
-        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]).stderr(stderr);
+        command.arg("mount").args(arguments).args([OsStr::new("-f"), point.as_os_str()]);
         Mount::start_foreground_by(command, point)
     }
 
@@ -389,13 +404,12 @@ impl Mount {
         if mounted_on(&self.point).is_some() {
             let mut command = Command::new(layerfs_binary());
             command.arg("umount").arg(&self.point);
-            let mut ended = try_run(&mut command, Duration::from_secs(30))?;
-            // A process that another test is starting holds our descriptors too, until its exec.
-            let deadline = Instant::now() + Duration::from_secs(1);
-            while ended.stderr.contains("in use") && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(20));
-                ended = try_run(&mut command, Duration::from_secs(30))?;
-            }
+            let mut ended = Err(String::new());
+            once_free(|| {
+                ended = try_run(&mut command, Duration::from_secs(30));
+                !ended.as_ref().is_ok_and(|ended| ended.stderr.contains("in use"))
+            });
+            let ended = ended?;
             if !ended.status.success() {
                 self.end_with_its_holders().map_err(|holders| format!("layerfs umount failed: {ended:?}{holders}"))?;
             }

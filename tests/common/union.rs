@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::files::make_dir;
 use super::machine::{not_root, scratch};
-use super::mount::{COMMAND_LIMIT, Ended, Mount, eventually, mounts, processes_of, try_run};
+use super::mount::{COMMAND_LIMIT, Ended, Mount, eventually, layerfs, mounts, processes_of, try_run};
 use super::others::KernelOverlay;
 use super::tree::Tree;
 
@@ -226,6 +226,14 @@ impl Union {
     pub fn kernel(&self, options: &str) -> KernelOverlay {
         KernelOverlay::start(&self.lowers, &self.upper(""), &self.work(""), options, &self.point())
             .unwrap_or_else(|error| panic!("the kernel's overlay refuses: {error}"))
+    }
+
+    /// What `layerfs stats --json` tells of the mount.
+    #[track_caller]
+    pub fn stats(&self) -> serde_json::Value {
+        let words = ["stats".into(), self.point().into_os_string(), "--json".into()];
+        let text = layerfs(words).success().stdout;
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 }
 

@@ -262,7 +262,10 @@ fn nothing() -> (String, io::Result<()>) {
 
 /// Whether an error is an answer: then nothing was changed.
 fn is_refusal(error: &io::Error) -> bool {
-    !matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO | libc::EINTR))
+    !matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED | libc::EIO | libc::EINTR)
+    )
 }
 
 fn append(path: &Path, data: &[u8], root: &Path) -> io::Result<()> {

@@ -19,6 +19,7 @@ use super::sides::Side;
 use crate::common::files::try_set_times;
 use crate::common::machine::as_user;
 use crate::common::sys;
+use crate::common::values::{self, NO_ID};
 
 /// Where symlinks lead.
 pub const TARGETS: [&str; 8] = ["a", "b", "c/a", "a/b", "d", "./b/c", "/nonexistent", "b/"];
@@ -385,13 +386,5 @@ fn text(name: X) -> &'static str {
 
 /// An ACL in the kernel's format: the owner, user 1000 with `bits`, the group, a mask, the others.
 fn acl(bits: u16) -> Vec<u8> {
-    const ANYBODY: u32 = u32::MAX;
-    let entries = [(1, 7, ANYBODY), (2, bits, USER), (4, 5, ANYBODY), (0x10, bits | 4, ANYBODY), (0x20, 1, ANYBODY)];
-    let mut value = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        value.extend(u16::to_le_bytes(tag));
-        value.extend(u16::to_le_bytes(permissions));
-        value.extend(u32::to_le_bytes(id));
-    }
-    value
+    values::acl(&[(1, 7, NO_ID), (2, bits, USER), (4, 5, NO_ID), (16, bits | 4, NO_ID), (32, 1, NO_ID)])
 }

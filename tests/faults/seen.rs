@@ -18,6 +18,13 @@ pub struct Object {
     xattrs: BTreeMap<String, Vec<u8>>,
 }
 
+impl Object {
+    /// What a file holds, or where a symlink leads.
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
 /// The whole tree by path.
 pub fn tree(view: &View) -> Result<BTreeMap<String, Object>> {
     let mut all = BTreeMap::new();

@@ -94,7 +94,9 @@ impl Known {
     fn forget(&mut self, view: &View, ino: u64, count: u64) {
         match &mut self.remembered {
             Some(remembered) => *remembered.entry(ino).or_insert(0) += count,
-            None => drop(view.union.forget(ino, count)),
+            None => {
+                view.union.forget(ino, count);
+            }
         }
     }
 }

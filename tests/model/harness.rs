@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use layerfs::layer::StackSpec;
 use layerfs::layer::override_stat::Form;
+use layerfs::layer::whiteout::Whiteouts;
 use layerfs::union::{Options, Union};
 
 use super::case::{Case, Op, Place, Subject};
@@ -27,12 +28,20 @@ struct Kept {
     ino: u64,
 }
 
+/// How a union keeps things in upper.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// Where owners and permissions are, if not on the objects.
+    pub permissions: Option<Form>,
+    pub whiteouts: Whiteouts,
+}
+
 /// A union beside the reference.
 pub struct Run {
     layers: Layers,
     trusted: bool,
     cache: usize,
-    permissions: Option<Form>,
+    manner: Manner,
     view: Option<View>,
     pub tree: Tree,
     /// Where the objects came from that upper had or found when it was new.
@@ -73,16 +82,16 @@ pub struct Reached<'u> {
 /// # Errors
 /// The first difference between the union and the reference.
 pub fn run(case: &Case) -> Checked {
-    run_keeping(case, None)
+    run_in(case, Manner::default())
 }
 
-/// The same with owners and permissions in an attribute.
+/// The same with another manner of keeping things in upper.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_keeping(case: &Case, permissions: Option<Form>) -> Checked {
+pub fn run_in(case: &Case, manner: Manner) -> Checked {
     let mut run = Run::new(case);
-    run.permissions = permissions;
+    run.manner = manner;
     run.on_disk().map_err(|e| format!("the layers are not what was asked for: {e}"))?;
     run.mount().and_then(|()| run.compare()).map_err(|e| format!("before the first step: {e}"))?;
     for (step, op) in case.ops.iter().enumerate() {
@@ -107,7 +116,7 @@ impl Run {
             layers,
             trusted: case.trusted,
             cache: case.cache,
-            permissions: None,
+            manner: Manner::default(),
             view: None,
             sources: merged.sources,
             tree: merged.tree,
@@ -118,8 +127,8 @@ impl Run {
     }
 
     fn mount(&mut self) -> Checked {
-        let options = Options { cache_entries: self.cache, ..Options::default() };
-        let (trusted_lowers, xattr_permissions) = (self.trusted, self.permissions);
+        let options = Options { cache_entries: self.cache, whiteouts: self.manner.whiteouts, ..Options::default() };
+        let (trusted_lowers, xattr_permissions) = (self.trusted, self.manner.permissions);
         let spec = StackSpec { trusted_lowers, xattr_permissions, ..self.layers.spec() };
         let view = View::open(&spec, options);
         self.inodes = view.stats().inodes;
@@ -193,7 +202,7 @@ impl Run {
         self.lowers.push((added.clone(), snapshot(&added)));
         // The root is that of the new upper.
         let root = Object { kind: self.tree.object(ROOT).kind.clone(), ..fresh_root() };
-        if self.permissions.is_some() {
+        if self.manner.permissions.is_some() {
             // Else it would show what the added layer's root says.
             let value = format!("{}:{}:{:o}", root.uid, root.gid, root.mode);
             set_xattr(&self.layers.upper(""), KEPT, value.as_bytes()).unwrap();

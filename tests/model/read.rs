@@ -64,6 +64,8 @@ impl Reader {
         for name in hidden {
             match entries.get_mut(&name) {
                 None => drop(entries.insert(name, Entry::Whiteout(Whiteout::DotFile))),
+                // What a redirect leads to is at another place.
+                Some(Entry::Dir(dir)) if matches!(dir.below, Below::Moved(_)) => {}
                 Some(Entry::Dir(dir)) => dir.below = Below::Hidden(Opaque::Beside),
                 Some(Entry::Leaf(_) | Entry::Whiteout(_)) => {}
             }

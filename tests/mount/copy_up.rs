@@ -16,11 +16,12 @@ use nix::sys::time::TimeSpec;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::find_program;
-use crate::common::mount::{layerfs, run};
+use crate::common::mount::run;
 use crate::common::others::OtherMount;
 use crate::common::sys;
 use crate::common::tree::Tree;
 use crate::common::union::Union;
+use crate::common::values::CAPABILITY;
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -95,9 +96,7 @@ fn opening_for_writing_copies_up_without_caches() {
 
 /// How many bytes of data were copied up.
 fn copied_bytes(union: &Union) -> u64 {
-    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-    let stats: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    stats["copy_up_bytes"].as_object().expect("bytes").values().filter_map(serde_json::Value::as_u64).sum()
+    union.stats()["copy_up_bytes"].as_object().expect("bytes").values().filter_map(serde_json::Value::as_u64).sum()
 }
 
 /// Not even the access time of a lower object changes, though filesystems update one that is older than the last change.
@@ -126,9 +125,6 @@ fn reading_leaves_no_trace() {
         assert_eq!((found.atime(), found.mtime()), (1, 2), "{object:?}");
     }
 }
-
-/// An effective file capability, as setcap writes it.
-pub const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Objects of every kind with all the metadata that they can have.
 fn furnish(root: &Path) {

@@ -14,7 +14,7 @@ use nix::sys::time::TimeSpec;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::find_program;
-use crate::common::mount::{layerfs, run};
+use crate::common::mount::run;
 use crate::common::others::{KernelOverlay, OtherMount};
 use crate::common::sys;
 use crate::common::union::Union;
@@ -103,24 +103,19 @@ fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-fn stats(union: &Union) -> serde_json::Value {
-    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-    serde_json::from_str(&text).expect("JSON")
-}
-
 /// Copies 64 MiB up by a write of one byte; returns how much more of the disk is in use after it.
 fn grown_by_a_large_copy(disk: &Disk, lower: &Path, way: &str) -> u64 {
     let mut content = noise(LARGE as usize);
     put(lower.join("large"), &content);
     let mut union = disk.union(lower);
     union.mount();
-    assert_eq!(stats(&union)["options"]["copy"], way, "what was probed");
+    assert_eq!(union.stats()["options"]["copy"], way, "what was probed");
     let before = disk.used();
     let file = edit(union.at("large"));
     file.write_all_at(b"x", LARGE / 2).expect("write");
     file.sync_all().expect("fsync");
     drop(file);
-    assert_eq!(stats(&union)["copy_up_bytes"], serde_json::json!({ way: LARGE }));
+    assert_eq!(union.stats()["copy_up_bytes"], serde_json::json!({ way: LARGE }));
     union.umount();
     let grown = disk.used().saturating_sub(before);
     assert!(fs::read(lower.join("large")).expect("read") == content, "the lower file is what it was");
@@ -237,7 +232,7 @@ fn one_file_that_cannot_be_shared_is_copied() {
         file.sync_all().expect("fsync");
         assert!(fs::read(union.at(name)).expect("read")[1..] == content[1..], "{name}");
     }
-    let stats = stats(&union);
+    let stats = union.stats();
     assert_eq!(stats["options"]["copy"], "reflink");
     assert_eq!(stats["copy_up_bytes"]["reflink"], 1 << 20, "{stats}");
     assert_eq!(stats["copy_up_bytes"].as_object().map(serde_json::Map::len), Some(2), "{stats}");

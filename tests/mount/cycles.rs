@@ -10,15 +10,17 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::{find_program, may_mount};
-use crate::common::mount::{eventually, mounted_on, processes_of, try_run};
+use crate::common::machine::{find_program, no_right_to_mount};
+use crate::common::mount::{
+    eventually, mounted_on, once_free, open_descriptors, processes_of, state_and_parent, try_run,
+};
 use crate::common::union::Union;
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
     vec![
-        t!(started_after_umount).needs(no_right).seconds(LIMIT),
-        t!(started_after_a_lazy_umount).needs(no_right).seconds(LIMIT),
+        t!(started_after_umount).needs(no_right_to_mount).seconds(LIMIT),
+        t!(started_after_a_lazy_umount).needs(no_right_to_mount).seconds(LIMIT),
         t!(started_after_fusermount).needs(no_fusermount).seconds(LIMIT),
         t!(started_after_a_lazy_fusermount).needs(no_fusermount).seconds(LIMIT),
         t!(nothing_is_left_behind).seconds(LIMIT),
@@ -29,10 +31,6 @@ const LIMIT: u64 = 900;
 
 fn cycles(usual: usize) -> usize {
     std::env::var("LAYERFS_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
-}
-
-fn no_right() -> Option<String> {
-    (!may_mount()).then(|| "the right to unmount".to_owned())
 }
 
 fn no_fusermount() -> Option<String> {
@@ -73,8 +71,7 @@ fn stop_and_start(stop: impl Fn(&Path) -> Result<(), String>) {
         fs::rename(union.at("d/old"), union.at("d/new")).expect("rename");
         fs::rename(union.at("d/new"), union.at("d/old")).expect("rename back");
         let mut said = Ok(());
-        // A process that another test is starting holds our descriptors too, until its exec.
-        let stopped = eventually(2, || {
+        let stopped = once_free(|| {
             said = stop(&union.point());
             said.is_ok()
         });
@@ -99,7 +96,7 @@ fn nothing_is_left_behind() {
         union.mount();
         let daemon = union.mounted().daemon();
         daemons.push(daemon);
-        let descriptors = fs::read_dir(format!("/proc/{daemon}/fd")).expect("its descriptors").count();
+        let descriptors = open_descriptors(daemon);
         work_in(&union);
         union.umount();
         assert!(mounted_on(&union.point()).is_none(), "round {round}: still mounted");
@@ -150,7 +147,5 @@ fn everything_in(directory: &Path) -> Vec<PathBuf> {
 
 /// Whose child this process is, if it has ended and nobody has asked how.
 fn parent_of_zombie(pid: i32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
-    (fields.next()? == "Z").then(|| fields.next().unwrap_or_default().to_owned())
+    state_and_parent(pid).filter(|(state, _)| state == "Z").map(|(_, parent)| parent)
 }

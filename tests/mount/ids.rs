@@ -13,6 +13,7 @@ use crate::common::files::*;
 use crate::common::machine::without_rights;
 use crate::common::sys::{get_xattr, set_xattr};
 use crate::common::union::Union;
+use crate::common::values::{acl_of_readers, capability};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -131,27 +132,10 @@ fn unmapped_owners_are_nobody() {
     union.umount();
 }
 
-/// The usual entries around one for a user and one for a group, who may read.
-fn acl(uids: &[u32], gids: &[u32]) -> Vec<u8> {
-    let none = u32::MAX;
-    let mut entries = vec![(1_u16, 6_u16, none)];
-    entries.extend(uids.iter().map(|uid| (2, 4, *uid)));
-    entries.push((4, 0, none));
-    entries.extend(gids.iter().map(|gid| (8, 4, *gid)));
-    entries.extend([(16, 4, none), (32, 0, none)]);
-    let mut bytes = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
 fn acls_through_a_mapping() {
     let mut union = mapped();
     put(union.lower(0, "file"), "content");
-    if set_xattr(&union.lower(0, "file"), ACCESS, &acl(&[5, 70_000], &[6, 70_000]), 0).is_err() {
+    if set_xattr(&union.lower(0, "file"), ACCESS, &acl_of_readers(&[5, 70_000], &[6, 70_000]), 0).is_err() {
         eprintln!("left out: no ACLs here");
         return;
     }
@@ -162,33 +146,27 @@ fn acls_through_a_mapping() {
         ids.map(|(uid, gid)| without_rights(uid, gid, || fs::read(&path).is_ok()))
     };
     assert_eq!(readers("file"), [false, false, false, true, true, false, false]);
-    assert_eq!(get_xattr(&union.at("file"), ACCESS).expect("get"), acl(&[100_005], &[200_006]));
-    set_xattr(&union.at("file"), ACCESS, &acl(&[100_008], &[]), 0).expect("set");
+    assert_eq!(get_xattr(&union.at("file"), ACCESS).expect("get"), acl_of_readers(&[100_005], &[200_006]));
+    set_xattr(&union.at("file"), ACCESS, &acl_of_readers(&[100_008], &[]), 0).expect("set");
     assert_eq!(readers("file"), [false, false, false, false, false, true, false]);
-    assert_eq!(get_xattr(&union.upper("file"), ACCESS).expect("get"), acl(&[8], &[]));
-    assert_eq!(set_xattr(&union.at("file"), ACCESS, &acl(&[8], &[]), 0), Err(Errno::EINVAL));
+    assert_eq!(get_xattr(&union.upper("file"), ACCESS).expect("get"), acl_of_readers(&[8], &[]));
+    assert_eq!(set_xattr(&union.at("file"), ACCESS, &acl_of_readers(&[8], &[]), 0), Err(Errno::EINVAL));
     union.umount();
 }
 
 fn capabilities_through_a_mapping() {
-    let value = |root: Option<u32>| {
-        let version = if root.is_some() { 3 } else { 2 };
-        let mut value = vec![1, 0, 0, version, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        value.extend(root.iter().flat_map(|root| root.to_le_bytes()));
-        value
-    };
     let mut union = mapped();
     for (name, root) in [("all", None), ("some", Some(5))] {
         put(union.lower(0, name), "x");
-        set_xattr(&union.lower(0, name), CAPABILITY, &value(root), 0).expect("set");
+        set_xattr(&union.lower(0, name), CAPABILITY, &capability(root), 0).expect("set");
     }
     union.mount();
     let shown = |name: &str| get_xattr(&union.at(name), CAPABILITY).expect("get");
-    assert_eq!((shown("all"), shown("some")), (value(Some(100_000)), value(Some(100_005))));
+    assert_eq!((shown("all"), shown("some")), (capability(Some(100_000)), capability(Some(100_005))));
     put(union.at("new"), "x");
-    set_xattr(&union.at("new"), CAPABILITY, &value(Some(100_009)), 0).expect("set");
-    assert_eq!(get_xattr(&union.upper("new"), CAPABILITY).expect("get"), value(Some(9)));
-    assert_eq!(shown("new"), value(Some(100_009)));
+    set_xattr(&union.at("new"), CAPABILITY, &capability(Some(100_009)), 0).expect("set");
+    assert_eq!(get_xattr(&union.upper("new"), CAPABILITY).expect("get"), capability(Some(9)));
+    assert_eq!(shown("new"), capability(Some(100_009)));
     append(union.at("new"), "y");
     assert_eq!(get_xattr(&union.at("new"), CAPABILITY), Err(Errno::ENODATA), "gone with the write");
     chown(union.at("some"), 100_001, 200_001);

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::layerfs_binary;
-use crate::common::mount::{Mount, eventually, layerfs, mounted_on, processes_of, run, try_run};
+use crate::common::mount::{Mount, eventually, layerfs, mounted_on, open_descriptors, processes_of, run, try_run};
 use crate::common::union::Union;
 use crate::t;
 
@@ -308,17 +308,13 @@ fn statistics() {
         put(union.lower(i % 2, &format!("d/{i}")), "0123456789");
     }
     union.mount();
-    let ask = |union: &Union| -> Value {
-        let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
-    };
-    let first = ask(&union);
+    let first = union.stats();
     for i in 0..50 {
         assert_eq!(read(union.at(&format!("d/{i}"))).len(), 10);
     }
     append(union.at("d/1"), "x");
     fs::rename(union.at("d"), union.at("e")).expect("rename");
-    let second = ask(&union);
+    let second = union.stats();
     let number = |value: &Value, path: &str| {
         value.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {value:#}"))
     };
@@ -357,7 +353,7 @@ fn descriptors_are_not_kept() {
     }
     union.mount();
     let daemon = union.mounted().daemon();
-    let count = || fs::read_dir(format!("/proc/{daemon}/fd")).expect("descriptors").count();
+    let count = || open_descriptors(daemon);
     run(Command::new("find").arg(union.point()).arg("-ls")).success();
     assert!(count() < 400, "{} descriptors after a walk", count());
     for i in (0..3000).step_by(3) {

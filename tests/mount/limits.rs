@@ -5,12 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use serde_json::Value;
 
 use crate::common::Test;
 use crate::common::files::*;
 use crate::common::machine::as_user;
-use crate::common::mount::{eventually, layerfs};
+use crate::common::mount::eventually;
 use crate::common::others::OtherMount;
 use crate::common::sys::{clone_file, get_xattr, inode_flags, list_xattr, set_xattr};
 use crate::common::union::Union;
@@ -59,11 +58,7 @@ fn syncfs_does_not_reach_the_daemon() {
     let mut union = Union::new(1);
     union.mount();
     put(union.at("file"), "x");
-    let count = |union: &Union| {
-        let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-        let stats: Value = serde_json::from_str(&text).expect("JSON");
-        stats["operations"]["fsync"].as_u64().unwrap_or(0)
-    };
+    let count = |union: &Union| union.stats()["operations"]["fsync"].as_u64().unwrap_or(0);
     let before = count(&union);
     nix::unistd::syncfs(open(union.at("file"))).expect("syncfs");
     assert_eq!(count(&union), before);

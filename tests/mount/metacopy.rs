@@ -8,10 +8,11 @@ use std::process::Command;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::mount::{layerfs, run};
+use crate::common::mount::run;
 use crate::common::sys::{self, EXCHANGE, rename2};
 use crate::common::tree::Tree;
 use crate::common::union::Union;
+use crate::common::values::{CAPABILITY, NO_ID, acl};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -32,8 +33,7 @@ const METACOPY: &str = "trusted.overlay.metacopy";
 
 /// How many copies of each kind were made, and how many bytes were copied.
 fn copied(union: &Union, kinds: &[&str]) -> (Vec<u64>, u64) {
-    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-    let stats: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let stats = union.stats();
     let count = |group: &str, name: &str| stats[group][name].as_u64().unwrap_or(0);
     let bytes = stats["copy_up_bytes"].as_object().expect("bytes").keys().map(|how| count("copy_up_bytes", how));
     (kinds.iter().map(|kind| count("copy_ups", kind)).collect(), bytes.sum())
@@ -304,19 +304,11 @@ fn data_follows_its_metadata() {
     union.assert_lowers(&before);
 }
 
-/// An effective file capability, as setcap writes it.
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
 const ACL_NAME: &str = "system.posix_acl_access";
 
-/// An ACL for user 1234, with a mask: version 2, then tag, permissions and id of each entry.
-fn acl(mask: u16) -> Vec<u8> {
-    const NOBODY: u32 = u32::MAX;
-    let entries = [(1, 6, NOBODY), (2, 7, 1234), (4, 4, NOBODY), (16, mask, NOBODY), (32, 0, NOBODY)];
-    let entry = |(tag, permissions, id): (u16, u16, u32)| {
-        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
-    };
-    [2_u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+/// An ACL for user 1234, with a mask.
+fn acl_masked(mask: u16) -> Vec<u8> {
+    acl(&[(1, 6, NO_ID), (2, 7, 1234), (4, 4, NO_ID), (16, mask, NO_ID), (32, 0, NO_ID)])
 }
 
 fn everything_but_data_comes_up() {
@@ -326,7 +318,7 @@ fn everything_but_data_comes_up() {
         set_times(union.lower(0, name), (11, 12), (13, 14));
     }
     sys::set_xattr(&union.lower(0, "capable"), "security.capability", &CAPABILITY, 0).expect("capability");
-    sys::set_xattr(&union.lower(0, "acl"), ACL_NAME, &acl(0o7), 0).expect("acl");
+    sys::set_xattr(&union.lower(0, "acl"), ACL_NAME, &acl_masked(0o7), 0).expect("acl");
     mark(union.lower(0, "attributes"), "user.kept", "kept");
     mark(union.lower(0, "attributes"), "trusted.kept", "kept");
     chmod(union.lower(0, "set-id"), 0o6755);
@@ -339,7 +331,7 @@ fn everything_but_data_comes_up() {
     let check = |union: &Union| {
         let get = |name: &str, attribute: &str| sys::get_xattr(&union.at(name), attribute);
         assert_eq!(get("capable", "security.capability").as_deref(), Ok(&CAPABILITY[..]));
-        assert_eq!(get("acl", ACL_NAME), Ok(acl(0o4)), "the mask is the group's mode");
+        assert_eq!(get("acl", ACL_NAME), Ok(acl_masked(0o4)), "the mask is the group's mode");
         assert_eq!(mode(union.at("acl")), 0o640);
         assert_eq!((get("attributes", "user.kept"), get("attributes", "trusted.kept")), {
             let kept = || Ok(b"kept".to_vec());

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::mount::{Mount, eventually, layerfs};
+use crate::common::mount::{Mount, eventually};
 use crate::common::sys::SharedMap;
 use crate::common::union::Union;
 use crate::t;
@@ -29,9 +29,7 @@ const PASSTHROUGH: [&str; 2] = ["--io", "passthrough"];
 
 /// How often an operation was asked for.
 fn count(union: &Union, operation: &str) -> u64 {
-    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-    let stats: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    stats["operations"][operation].as_u64().unwrap_or_default()
+    union.stats()["operations"][operation].as_u64().unwrap_or_default()
 }
 
 fn reads_and_writes(union: &Union) -> u64 {

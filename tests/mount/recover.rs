@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::machine::{layerfs_binary, may_mount};
+use crate::common::machine::{layerfs_binary, no_right_to_mount};
 use crate::common::mount::{Ended, MARK, detach, eventually, layerfs, mounted_on, processes_of, run};
 use crate::common::union::Union;
 use crate::t;
@@ -29,17 +29,13 @@ pub fn tests() -> Vec<Test> {
         t!(recovered_in_the_middle_of_writes),
         t!(recovered_while_programs_still_hold_it),
         t!(recovered_by_its_relative_name_and_by_a_symlink),
-        t!(several_dead_mounts_on_one_directory).needs(no_right),
+        // fusermount3 mounts on no directory that root may not enter.
+        t!(several_dead_mounts_on_one_directory).needs(no_right_to_mount),
         t!(a_mount_that_answers_is_left_alone),
         t!(recovered_by_several_at_once),
         t!(without_a_dead_mount_it_only_mounts),
         t!(a_dead_mount_of_another_type_is_left_alone).root(),
     ]
-}
-
-/// fusermount3 mounts on no directory that root may not enter.
-fn no_right() -> Option<String> {
-    (!may_mount()).then(|| "the right to mount on a mount".to_owned())
 }
 
 /// `layerfs mount` that is to be refused, and leaves what is mounted as it is.

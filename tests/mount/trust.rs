@@ -13,13 +13,12 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
 use crate::common::Test;
 use crate::common::dice::{Dice, fresh_seed};
 use crate::common::files::*;
 use crate::common::machine::{layerfs_binary, release_build};
-use crate::common::mount::{MARK, Mount, eventually, layerfs, mounted_on, processes_of};
+use crate::common::mount::{MARK, Mount, eventually, mounted_on, processes_of, state_and_parent};
 use crate::common::sys::SharedMap;
 use crate::common::union::Union;
 use crate::t;
@@ -85,8 +84,7 @@ fn stopped_and_continued() {
 }
 
 fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    state_and_parent(pid).expect("a process").0 == "T"
 }
 
 /// Set for a process that is to work in a mount until it is killed: `WHAT PATH`.
@@ -136,11 +134,6 @@ fn client(what: &str, union: &Union, place: &str) -> Child {
     child
 }
 
-fn ask(union: &Union) -> Value {
-    let text = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success().stdout;
-    serde_json::from_str(&text).expect("JSON")
-}
-
 /// As the OOM killer does it, in the middle of whatever they do.
 fn clients_that_are_killed() {
     const ROUNDS: usize = 6;
@@ -158,7 +151,7 @@ fn clients_that_are_killed() {
     }
     let before = union.lower_trees();
     union.mount();
-    let descriptors = ask(&union)["descriptors"].as_u64().expect("a number");
+    let descriptors = union.stats()["descriptors"].as_u64().expect("a number");
     for round in 0..ROUNDS {
         let mut clients: Vec<Child> =
             CLIENTS.iter().map(|what| client(what, &union, &format!("{round}/{what}"))).collect();
@@ -174,7 +167,7 @@ fn clients_that_are_killed() {
             assert_eq!((size("copy-up"), size("map")), (100_000, 1 << 16), "{n}");
         }
     }
-    let left = ask(&union)["descriptors"].as_u64().expect("a number");
+    let left = union.stats()["descriptors"].as_u64().expect("a number");
     assert!(left < descriptors + 300, "{left} descriptors, {descriptors} before");
     // Nothing holds it any more.
     union.umount();
@@ -221,6 +214,14 @@ fn sigterm_under_load() {
     assert!(!exists(union.work("work/incompat/layerfs")), "a clean end");
 }
 
+/// Mounts by a shell that does something to itself before.
+fn mount_after(before: &str, union: &Union) -> Mount {
+    let mut command = Command::new("sh");
+    let script = format!("{before} && exec \"$0\" mount \"$@\"");
+    command.args(["-c", &script]).arg(layerfs_binary()).args(union.command_line()).arg(union.point());
+    Mount::attempt_by(command, &union.point()).unwrap_or_else(|refused| panic!("{refused:?}"))
+}
+
 fn oom_score_adjustment(pid: &str) -> i32 {
     read(format!("/proc/{pid}/oom_score_adj")).trim().parse().expect("a number")
 }
@@ -233,10 +234,7 @@ fn the_oom_killer_goes_elsewhere_first() {
     let union = Union::new(1);
     put(union.lower(0, "file"), "x");
     for inherited in [own, own + 300, 1000] {
-        let mut command = Command::new("sh");
-        let script = format!("echo {inherited} > /proc/self/oom_score_adj && exec \"$0\" mount \"$@\"");
-        command.args(["-c", &script]).arg(layerfs_binary()).args(union.command_line()).arg(union.point());
-        let mount = Mount::attempt_by(command, &union.point()).unwrap_or_else(|refused| panic!("{refused:?}"));
+        let mount = mount_after(&format!("echo {inherited} > /proc/self/oom_score_adj"), &union);
         let found = oom_score_adjustment(&mount.daemon().to_string());
         assert!(found <= own, "{found}, where {inherited} was inherited and {own} may be had");
         assert!(found <= -998 || !privileged, "{found}");
@@ -249,10 +247,7 @@ fn as_many_descriptors_as_allowed() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     let union = Union::new(1);
     put(union.lower(0, "file"), "x");
-    let mut command = Command::new("sh");
-    let script = "ulimit -S -n 100 && exec \"$0\" mount \"$@\"";
-    command.args(["-c", script]).arg(layerfs_binary()).args(union.command_line()).arg(union.point());
-    let mount = Mount::attempt_by(command, &union.point()).unwrap_or_else(|refused| panic!("{refused:?}"));
+    let mount = mount_after("ulimit -S -n 100", &union);
     let limits = read(format!("/proc/{}/limits", mount.daemon()));
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the line");
     let limits: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
@@ -293,7 +288,9 @@ fn statistics_in_the_log() {
     let union = Union::new(1);
     put(union.lower(0, "file"), "x");
     let log = union.root().join("log");
-    let mount = Mount::start_foreground_into(&union.command_line(), &union.point(), create_new(&log, 0o600));
+    let mut command = Command::new(layerfs_binary());
+    command.args(["mount", "-f"]).args(union.command_line()).arg(union.point()).stderr(create_new(&log, 0o600));
+    let mount = Mount::start_foreground_by(command, &union.point());
     append(union.at("file"), "y");
     mount.signal(Signal::SIGUSR1);
     assert!(eventually(10, || read(&log).contains("bytes copied up")), "{}", read(&log));

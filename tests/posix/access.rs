@@ -14,6 +14,7 @@ use crate::common::files::*;
 use crate::common::machine::as_user;
 use crate::common::sys::{get_xattr, set_xattr};
 use crate::common::union::{Union, everywhere};
+use crate::common::values::CAPABILITY;
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -193,7 +194,6 @@ fn root_keeps_suid_when_writing() {
 }
 
 fn capabilities_are_dropped_on_change() {
-    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let name = "security.capability";
     everywhere(
         |dir| {

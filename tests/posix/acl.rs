@@ -11,6 +11,7 @@ use crate::common::files::*;
 use crate::common::machine::{as_user, scratch};
 use crate::common::sys::{get_xattr, set_xattr};
 use crate::common::union::{Union, everywhere};
+use crate::common::values::{NO_ID, acl};
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -26,10 +27,6 @@ pub fn tests() -> Vec<Test> {
 
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
-const NOBODY: u32 = u32::MAX;
-
-/// One entry: tag, permissions, id.
-type Entry = (u16, u16, u32);
 
 const USER_OBJ: u16 = 1;
 const USER: u16 = 2;
@@ -38,25 +35,15 @@ const GROUP: u16 = 8;
 const MASK: u16 = 16;
 const OTHER: u16 = 32;
 
-fn acl(entries: &[Entry]) -> Vec<u8> {
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
 /// What the owner, user 1000, the group, group 2000, the mask and others may.
 fn usual(owner: u16, user: u16, group: u16, named: u16, mask: u16, other: u16) -> Vec<u8> {
     acl(&[
-        (USER_OBJ, owner, NOBODY),
+        (USER_OBJ, owner, NO_ID),
         (USER, user, 1000),
-        (GROUP_OBJ, group, NOBODY),
+        (GROUP_OBJ, group, NO_ID),
         (GROUP, named, 2000),
-        (MASK, mask, NOBODY),
-        (OTHER, other, NOBODY),
+        (MASK, mask, NO_ID),
+        (OTHER, other, NO_ID),
     ])
 }
 
@@ -119,7 +106,7 @@ fn acls_and_modes_are_one() {
                 assert_eq!(read(&path), "x");
                 fails(fs::OpenOptions::new().append(true).open(&path), Errno::EACCES);
             });
-            let plain = acl(&[(USER_OBJ, 7, NOBODY), (GROUP_OBJ, 5, NOBODY), (OTHER, 1, NOBODY)]);
+            let plain = acl(&[(USER_OBJ, 7, NO_ID), (GROUP_OBJ, 5, NO_ID), (OTHER, 1, NO_ID)]);
             set(&path, ACCESS, &plain);
             assert_eq!(mode(&path), 0o751);
             fails(get_xattr(&path, ACCESS), Errno::ENODATA);
@@ -165,7 +152,7 @@ fn default_acls_replace_the_umask() {
     everywhere(
         |dir| {
             make_dir(dir.join("dir"));
-            let minimal = acl(&[(USER_OBJ, 7, NOBODY), (GROUP_OBJ, 7, NOBODY), (OTHER, 7, NOBODY)]);
+            let minimal = acl(&[(USER_OBJ, 7, NO_ID), (GROUP_OBJ, 7, NO_ID), (OTHER, 7, NO_ID)]);
             set(&dir.join("dir"), DEFAULT, &minimal);
         },
         |dir| {
@@ -220,7 +207,7 @@ fn acls_that_can_not_be() {
             let good = usual(6, 6, 4, 4, 6, 0);
             fails(set_xattr(&dir.join("file"), DEFAULT, &good, 0), Errno::EACCES);
             fails(set_xattr(&dir.join("file"), ACCESS, &good[..9], 0), Errno::EINVAL);
-            let no_mask = acl(&[(USER_OBJ, 6, NOBODY), (USER, 6, 1000), (GROUP_OBJ, 4, NOBODY), (OTHER, 0, NOBODY)]);
+            let no_mask = acl(&[(USER_OBJ, 6, NO_ID), (USER, 6, 1000), (GROUP_OBJ, 4, NO_ID), (OTHER, 0, NO_ID)]);
             fails(set_xattr(&dir.join("file"), ACCESS, &no_mask, 0), Errno::EINVAL);
             as_user(1000, 1000, || {
                 fails(set_xattr(&dir.join("file"), ACCESS, &good, 0), Errno::EPERM);

@@ -56,8 +56,9 @@ pub struct Cut {
     pub begun: usize,
     /// Everything that had been done is on the disk.
     pub nothing_lost: bool,
-    /// A change of names that was not synced may be half there.
-    pub loose_names: bool,
+    /// Names may be those from before any change, and a change of names may be half there, synced or not. A file that was
+    /// not synced since it got its last name may be empty, or hold zeros.
+    pub loose: bool,
 }
 
 /// What may be seen of an object.
@@ -67,6 +68,8 @@ struct Possible {
     contents: Vec<Arc<Vec<u8>>>,
     modes: Vec<u32>,
     directory: bool,
+    /// It was durable once, and has got no name since.
+    synced: bool,
 }
 
 /// What may be seen after a cut.
@@ -92,7 +95,7 @@ impl History {
     pub fn after(&self, cut: Cut) -> Expected<'_> {
         let objects = self.origins.iter().map(|(id, origin)| {
             let contents: Vec<_> = origin.content.iter().cloned().collect();
-            (*id, Possible { directory: contents.is_empty(), contents, modes: vec![origin.mode] })
+            (*id, Possible { directory: contents.is_empty(), contents, modes: vec![origin.mode], synced: false })
         });
         let names = self.names.iter().map(|(name, id)| (name.clone(), vec![Some(*id)])).collect();
         let mut expected =
@@ -119,6 +122,7 @@ impl Expected<'_> {
                 let Some(id) = id else { return };
                 let object = self.objects.entry(*id).or_default();
                 object.directory = object.contents.is_empty();
+                object.synced = false;
             }
             Event::Replaces(name, id) => {
                 let had = self.objects.get(id).map_or(0, |object| object.contents.len());
@@ -127,9 +131,10 @@ impl Expected<'_> {
             Event::Sync(id) if answered => {
                 let object = self.objects.entry(*id).or_default();
                 object.keep_the_latest();
+                object.synced = true;
                 self.replaced.retain(|(_, other), _| other != id);
             }
-            Event::SyncNames(directory) if answered => {
+            Event::SyncNames(directory) if answered && !self.cut.loose => {
                 for (name, ids) in &mut self.names {
                     if parent(name) == directory {
                         ids.drain(..ids.len() - 1);
@@ -161,7 +166,7 @@ impl Expected<'_> {
 
     fn check_name(&self, name: &str, seen: Option<&Seen>) -> Result<(), String> {
         let Some(possible) = self.names.get(name) else { return Err("was never made".to_owned()) };
-        if self.cut.loose_names && possible.len() > 1 && self.shows_what_is_below(name, seen) {
+        if self.cut.loose && possible.len() > 1 && self.shows_what_is_below(name, seen) {
             return Ok(());
         }
         let Some(seen) = seen else {
@@ -177,12 +182,16 @@ impl Expected<'_> {
         Err(if faults.is_empty() { "is there".to_owned() } else { faults.join("; ") })
     }
 
-    /// Whether a name shows what it shows when upper has nothing there.
+    /// Whether a name shows what it shows when upper has nothing there: what a lower has, or if that had other names at the
+    /// beginning, what became of it under those.
     fn shows_what_is_below(&self, name: &str, seen: Option<&Seen>) -> bool {
-        let below = self.history.names.get(name).map(|id| &self.history.origins[id]);
-        match (below, seen) {
-            (Some(origin), Some(seen)) => {
-                seen.mode == origin.mode && seen.content.as_ref() == origin.content.as_deref()
+        let names = &self.history.names;
+        match (names.get(name), seen) {
+            (Some(id), Some(seen)) => {
+                let origin = &self.history.origins[id];
+                let untouched = seen.mode == origin.mode && seen.content.as_ref() == origin.content.as_deref();
+                let linked = names.values().filter(|other| *other == id).count() > 1;
+                untouched || linked && self.check_object(name, *id, seen).is_ok()
             }
             (None, None) => true,
             _ => false,
@@ -198,8 +207,11 @@ impl Expected<'_> {
             return Err(format!("mode {:o}, could be {:?}", seen.mode, object.modes));
         }
         let Some(content) = &seen.content else { return Ok(()) };
+        if self.cut.loose && !object.synced && content.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
         object.check_content(content)?;
-        if let Some(had) = self.replaced.get(&(name.to_owned(), id)).filter(|_| !self.cut.loose_names) {
+        if let Some(had) = self.replaced.get(&(name.to_owned(), id)).filter(|_| !self.cut.loose) {
             let never_empty = object.contents.iter().skip(had - 1).all(|content| !content.is_empty());
             if never_empty && content.is_empty() {
                 return Err("empty, over a name of a lower".to_owned());

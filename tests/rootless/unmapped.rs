@@ -12,6 +12,7 @@ use crate::common::machine::layerfs_binary;
 use crate::common::mount::{Ended, run};
 use crate::common::sys::{get_xattr, set_xattr};
 use crate::common::union::Union;
+use crate::common::values::CAPABILITY;
 use crate::{no_fusermount, no_namespace, no_user, t};
 
 pub fn tests() -> Vec<Test> {
@@ -68,8 +69,6 @@ fn no_full_map() -> Option<String> {
     let made = command.args(&FULL_MAP[1..]).arg("true").uid(uid).gid(gid).status();
     (!made.is_ok_and(|status| status.success())).then(|| "needs newuidmap, and a range in /etc/subuid".to_owned())
 }
-
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// A file of each kind for an owner, in a directory of the user's.
 fn privileged_files(union: &Union, owner: &str, id: u32) {

@@ -14,6 +14,7 @@ use crate::common::machine::{as_user, find_program};
 use crate::common::mount::run;
 use crate::common::sys::{Page, copy_range, get_xattr, set_xattr};
 use crate::common::union::Union;
+use crate::common::values::CAPABILITY;
 use crate::t;
 
 pub fn tests() -> Vec<Test> {
@@ -26,8 +27,6 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// An effective file capability, as setcap writes it.
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const CAPABILITY_NAME: &str = "security.capability";
 const USER: u32 = 1000;
 

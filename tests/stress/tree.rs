@@ -5,11 +5,9 @@ use std::os::unix::fs::symlink;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::common::Test;
 use crate::common::files::*;
-use crate::common::mount::{Ended, eventually, layerfs, try_run};
+use crate::common::mount::{Ended, eventually, open_descriptors, try_run};
 use crate::common::sys;
 use crate::common::tree::Tree;
 use crate::common::union::Union;
@@ -68,7 +66,7 @@ fn stress_once(options: &[&str], seed: u64, time: Duration) {
     let before = union.lower_trees();
     union.mount();
     let daemon = union.mounted().daemon();
-    let descriptors = || fs::read_dir(format!("/proc/{daemon}/fd")).expect("descriptors").count();
+    let descriptors = || open_descriptors(daemon);
     let (descriptors_before, inodes_before) = (descriptors(), inodes(&union));
 
     let ended = thread::scope(|scope| {
@@ -105,9 +103,7 @@ fn stress_once(options: &[&str], seed: u64, time: Duration) {
 
 /// What the daemon knows.
 fn inodes(union: &Union) -> u64 {
-    let ended = layerfs(["stats".into(), union.point().into_os_string(), "--json".into()]).success();
-    let stats: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-    stats["inodes"].as_u64().expect("inodes")
+    union.stats()["inodes"].as_u64().expect("inodes")
 }
 
 /// A tree with everything in it that a lower may have, under the names that workers use.

@@ -5,6 +5,7 @@ use layerfs::union::{Caller, SetAttr, SetTime, Time, Union};
 use nix::libc::S_ISUID;
 
 use super::fixture::{Layers, me, privileged, set_mode, set_times, set_xattr};
+use super::values::CAPABILITY;
 
 #[test]
 fn each_attribute_changes_alone() {
@@ -97,8 +98,7 @@ fn a_change_of_nothing_drops_the_privileges_of_a_file() {
         let layers = Layers::new(1);
         let file = layers.file(0, "f", "lower");
         set_mode(&file, 0o6775);
-        let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let capabilities = privileged() && set_xattr(&file, "security.capability", &capability).is_ok();
+        let capabilities = privileged() && set_xattr(&file, "security.capability", &CAPABILITY).is_ok();
         set_mode(&layers.file(0, "no-group-x", ""), 0o2664);
         let view = layers.open();
         if upper {

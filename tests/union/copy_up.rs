@@ -5,10 +5,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use layerfs::union::{SetAttr, SetTime};
 use nix::libc::{SEEK_DATA, SEEK_HOLE};
 
-use super::create::acl;
 use super::fixture::{
     Layers, View, get_xattr, mark, me, privileged, read_all, set_mode, set_times, set_xattr, snapshot,
 };
+use super::values::{CAPABILITY, NO_ID, acl};
 
 type Trigger = fn(&View, &str);
 
@@ -159,13 +159,11 @@ fn holes_stay_holes() {
 
 #[test]
 fn acls_and_capabilities_come_up() {
-    const NONE: u32 = u32::MAX;
     let layers = Layers::new(1);
     let file = layers.file(0, "f", "lower");
-    let access = acl(&[(1, 6, NONE), (2, 7, 1234), (4, 4, NONE), (16, 7, NONE), (32, 0, NONE)]);
+    let access = acl(&[(1, 6, NO_ID), (2, 7, 1234), (4, 4, NO_ID), (16, 7, NO_ID), (32, 0, NO_ID)]);
     let acls = set_xattr(&file, "system.posix_acl_access", &access).is_ok();
-    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let capabilities = privileged() && set_xattr(&file, "security.capability", &capability).is_ok();
+    let capabilities = privileged() && set_xattr(&file, "security.capability", &CAPABILITY).is_ok();
     let view = layers.open();
     let shown = view.stat("f").unwrap();
     view.set_xattr("f", "user.x", b"y").unwrap();
@@ -175,8 +173,8 @@ fn acls_and_capabilities_come_up() {
         assert_eq!(view.get_xattr("f", "system.posix_acl_access").unwrap(), access);
     }
     if capabilities {
-        assert_eq!(get_xattr(&layers.upper("f"), "security.capability").unwrap(), capability);
-        assert_eq!(view.get_xattr("f", "security.capability").unwrap(), capability);
+        assert_eq!(get_xattr(&layers.upper("f"), "security.capability").unwrap(), CAPABILITY);
+        assert_eq!(view.get_xattr("f", "security.capability").unwrap(), CAPABILITY);
     }
 }
 

@@ -5,6 +5,7 @@ use layerfs::union::{Caller, Union};
 use nix::libc::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 
 use super::fixture::{Layers, is_whiteout, me, name, privileged, set_mode};
+use super::values::{NO_ID, acl};
 
 #[test]
 fn what_is_made_is_there_now_and_after_opening_again() {
@@ -248,17 +249,6 @@ fn the_longest_symlink_target_survives() {
     assert_eq!(view.union.readlink(Union::ROOT).unwrap_err(), Errno::EINVAL);
 }
 
-/// The ACLs' binary form: version 2, then (tag, permissions, id) each.
-pub fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
 #[test]
 fn default_acls_are_inherited_and_stand_in_for_the_umask() {
     const USER_OBJ: u16 = 1;
@@ -266,10 +256,10 @@ fn default_acls_are_inherited_and_stand_in_for_the_umask() {
     const GROUP_OBJ: u16 = 4;
     const MASK: u16 = 16;
     const OTHER: u16 = 32;
-    const NONE: u32 = u32::MAX;
     let layers = Layers::new(1);
     let dir = layers.directory(0, "d");
-    let default = acl(&[(USER_OBJ, 7, NONE), (USER, 7, 1234), (GROUP_OBJ, 7, NONE), (MASK, 7, NONE), (OTHER, 0, NONE)]);
+    let default =
+        acl(&[(USER_OBJ, 7, NO_ID), (USER, 7, 1234), (GROUP_OBJ, 7, NO_ID), (MASK, 7, NO_ID), (OTHER, 0, NO_ID)]);
     if super::fixture::set_xattr(&dir, "system.posix_acl_default", &default).is_err() {
         eprintln!("left out: this filesystem has no ACLs");
         return;
@@ -277,7 +267,8 @@ fn default_acls_are_inherited_and_stand_in_for_the_umask() {
     let view = layers.open();
     assert_eq!(view.get_xattr("d", "system.posix_acl_default").unwrap(), default);
     assert_eq!(view.create("d/f", 0o666).unwrap().mode & 0o7777, 0o660);
-    let access = acl(&[(USER_OBJ, 6, NONE), (USER, 7, 1234), (GROUP_OBJ, 7, NONE), (MASK, 6, NONE), (OTHER, 0, NONE)]);
+    let access =
+        acl(&[(USER_OBJ, 6, NO_ID), (USER, 7, 1234), (GROUP_OBJ, 7, NO_ID), (MASK, 6, NO_ID), (OTHER, 0, NO_ID)]);
     assert_eq!(view.get_xattr("d/f", "system.posix_acl_access").unwrap(), access);
     assert_eq!(view.mkdir("d/sub", 0o777).unwrap().mode & 0o7777, 0o770);
     assert_eq!(view.get_xattr("d/sub", "system.posix_acl_default").unwrap(), default);

@@ -8,6 +8,7 @@ use layerfs::union::{Attr, Caller, IdMap, Ids, Options, SetAttr};
 use nix::libc::{S_IFIFO, S_ISGID};
 
 use super::fixture::{Layers, View, get_xattr, me, name, privileged, set_mode, set_xattr, xname};
+use super::values::{acl_of_readers, capability};
 
 const NOBODY: u32 = u32::MAX;
 const ACCESS: &str = "system.posix_acl_access";
@@ -181,6 +182,11 @@ fn squashing_shows_one_owner_of_everything() {
         assert_eq!(owner(&give(&view, "new", Some(4321), Some(4321)).unwrap()), expected);
         assert_eq!(on_disk(&layers.upper("new")), if privileged() { (4321, 4321) } else { (mine, group) });
         view.unlink("new").unwrap();
+        view.mkdir("removed", 0o755).unwrap();
+        let held = view.hold("removed").unwrap();
+        view.rmdir("removed").unwrap();
+        let chown = SetAttr { uid: Some(4321), gid: Some(4321), ..SetAttr::default() };
+        assert_eq!(owner(&view.union.setattr(&me(), held.ino, &chown).unwrap()), expected, "without a name, too");
     }
 }
 
@@ -203,69 +209,40 @@ fn directories_have_one_link_if_asked_for() {
     assert_eq!(view.stat("file").unwrap().nlink, 2);
 }
 
-/// One entry: tag, permissions, id.
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
-/// The usual entries around those for single users and groups.
-fn acl_for(users: &[u32], groups: &[u32]) -> Vec<u8> {
-    let mut entries = vec![(1, 7, NOBODY)];
-    entries.extend(users.iter().map(|uid| (2, 5, *uid)));
-    entries.push((4, 5, NOBODY));
-    entries.extend(groups.iter().map(|gid| (8, 4, *gid)));
-    entries.extend([(16, 7, NOBODY), (32, 0, NOBODY)]);
-    acl(&entries)
-}
-
 #[test]
 fn ids_in_acls_are_mapped_both_ways() {
     let layers = Layers::new(1);
     layers.file(0, "lower", "x");
     layers.directory(0, "dir");
-    if skip() || set_xattr(&layers.lower(0, "lower"), ACCESS, &acl_for(&[5, 3000], &[6, 7, 3000])).is_err() {
+    if skip() || set_xattr(&layers.lower(0, "lower"), ACCESS, &acl_of_readers(&[5, 3000], &[6, 7, 3000])).is_err() {
         return;
     }
     let view = layers.open_with(mapped());
     assert_eq!(
         view.get_xattr("lower", ACCESS).unwrap(),
-        acl_for(&[100_005], &[200_006, 200_007]),
+        acl_of_readers(&[100_005], &[200_006, 200_007]),
         "nobody is left out"
     );
     for (path, attribute) in [("lower", ACCESS), ("dir", ACCESS), ("dir", DEFAULT)] {
-        let shown = acl_for(&[100_008, 100_009], &[200_010]);
+        let shown = acl_of_readers(&[100_008, 100_009], &[200_010]);
         view.set_xattr(path, attribute, &shown).unwrap();
         assert_eq!(view.get_xattr(path, attribute).unwrap(), shown);
         let stored = get_xattr(&layers.upper(path), attribute).unwrap();
-        assert_eq!(stored, acl_for(&[8, 9], &[10]), "{path} {attribute}");
-        for bad in [acl_for(&[8], &[]), acl_for(&[100_008], &[10])] {
+        assert_eq!(stored, acl_of_readers(&[8, 9], &[10]), "{path} {attribute}");
+        for bad in [acl_of_readers(&[8], &[]), acl_of_readers(&[100_008], &[10])] {
             assert_eq!(view.set_xattr(path, attribute, &bad).unwrap_err(), Errno::EINVAL);
         }
         assert_eq!(get_xattr(&layers.upper(path), attribute).unwrap(), stored);
     }
     // What is inherited is inherited as it is stored.
     view.create("dir/file", 0o666).unwrap();
-    assert_eq!(get_xattr(&layers.upper("dir/file"), ACCESS).unwrap()[12..20], [2, 0, 5, 0, 8, 0, 0, 0]);
+    assert_eq!(get_xattr(&layers.upper("dir/file"), ACCESS).unwrap()[12..20], [2, 0, 4, 0, 8, 0, 0, 0]);
     // Another copy, whose entries without a mapping stay.
     view.close();
-    set_xattr(&layers.file(0, "strange", "x"), ACCESS, &acl_for(&[5, 3000], &[])).unwrap();
+    set_xattr(&layers.file(0, "strange", "x"), ACCESS, &acl_of_readers(&[5, 3000], &[])).unwrap();
     let view = layers.open_with(mapped());
     view.touch("strange", 1, 2).unwrap();
-    assert_eq!(get_xattr(&layers.upper("strange"), ACCESS).unwrap(), acl_for(&[5, 3000], &[]));
-}
-
-/// What setcap stores, for everybody (version 2) or where `root` is the root (version 3).
-fn capability(root: Option<u32>) -> Vec<u8> {
-    let version = if root.is_some() { 3 } else { 2 };
-    let mut value = vec![1, 0, 0, version, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    value.extend(root.iter().flat_map(|root| root.to_le_bytes()));
-    value
+    assert_eq!(get_xattr(&layers.upper("strange"), ACCESS).unwrap(), acl_of_readers(&[5, 3000], &[]));
 }
 
 #[test]
@@ -303,7 +280,7 @@ fn other_attributes_are_left_as_they_are() {
     let layers = Layers::new(1);
     layers.file(0, "file", "x");
     let view = layers.open_with(mapped());
-    let value = acl_for(&[5], &[6]);
+    let value = acl_of_readers(&[5], &[6]);
     view.set_xattr("file", "user.acl", &value).unwrap();
     assert_eq!(view.get_xattr("file", "user.acl").unwrap(), value);
     assert_eq!(view.union.getxattr(view.hold("file").unwrap().ino, &xname("user.none")).unwrap_err(), Errno::ENODATA);

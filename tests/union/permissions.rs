@@ -250,6 +250,19 @@ fn the_root_has_what_the_lower_root_says() {
 }
 
 #[test]
+fn a_bad_value_of_the_lower_root_is_the_roots() {
+    let layers = Layers::new(2);
+    set_xattr(&layers.lower(1, ""), KEPT, b"5:6:711").unwrap();
+    set_xattr(&layers.lower(0, ""), KEPT, b"5:6:rwx").unwrap();
+    layers.file(0, "file", "x");
+    let view = open(&layers, Form::User);
+    assert_eq!(view.stat("").unwrap_err(), Errno::EIO);
+    let attr = view.union.lookup(Union::ROOT, &name("file")).unwrap();
+    assert_eq!(attr.uid, me().uid, "and nothing else's");
+    view.union.forget(attr.ino, 1);
+}
+
+#[test]
 fn kept_owners_are_mapped_too() {
     let layers = Layers::new(1);
     set_xattr(&layers.file(0, "f", "x"), KEPT, b"5:6:644").unwrap();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use nix::mount::MsFlags;
 
+use crate::layer::whiteout::Whiteouts;
 use crate::union::{Durability, Io};
 
 use super::*;
@@ -149,6 +150,17 @@ fn metacopy_is_asked_for() {
     let metacopy =
         |list: &str| config(&format!("fuse-overlayfs -o lowerdir=/a,upperdir=/u,{list} /mnt")).union.metacopy;
     assert!(!metacopy("rw") && metacopy("metacopy=on") && !metacopy("metacopy=off"));
+}
+
+#[test]
+fn the_form_of_whiteouts_is_that_of_the_variable_unless_an_option_says_another() {
+    let whiteouts = |list: &str, dot_whiteouts: bool| {
+        let words = parsed(&format!("fuse-overlayfs -o lowerdir=/a,upperdir=/u,{list} /mnt"));
+        Words { dot_whiteouts, ..words }.config().unwrap().0.union.whiteouts
+    };
+    assert_eq!((whiteouts("rw", false), whiteouts("rw", true)), (Whiteouts::Overlay, Whiteouts::Dot));
+    assert_eq!(whiteouts("whiteouts=dot", false), Whiteouts::Dot);
+    assert_eq!(whiteouts("whiteouts=overlay", true), Whiteouts::Overlay);
 }
 
 #[test]

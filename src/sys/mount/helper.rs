@@ -226,15 +226,21 @@ mod tests {
         Output { status: ExitStatus::from_raw(256), stdout: Vec::new(), stderr: stderr.into() }
     }
 
+    fn options(allow_other: bool, allow_root: bool) -> MountOptions {
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC;
+        MountOptions { source: OsString::from("a,suid\\"), flags, allow_other, allow_root }
+    }
+
+    #[test]
+    fn nobody_but_root_lets_root_alone_in() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check(dir.path(), &options(false, true)).unwrap_err().to_string().contains("allow_root"));
+        assert!(check(dir.path(), &options(false, false)).is_ok());
+    }
+
     #[test]
     fn a_comma_in_the_source_stays_in_the_source() {
-        let options = MountOptions {
-            source: OsString::from("a,suid\\"),
-            flags: MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC,
-            allow_other: true,
-            allow_root: false,
-        };
-        let list = option_list(&options);
+        let list = option_list(&options(true, false));
         assert_eq!(list, r"fsname=a\,suid\\,subtype=layerfs,default_permissions,allow_other,ro,noexec");
     }
 

@@ -1,10 +1,11 @@
 //! Ids inside the values of attributes: those of POSIX ACLs, and the user in whose namespaces a file's capabilities count.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::ffi::CStr;
 
-use crate::error::Result;
-use crate::sys::xattr::CAPABILITY;
+use crate::error::{Errno, Result};
+use crate::sys::xattr::{CAPABILITY, is_acl};
 use crate::union::acl;
 use crate::union::ids::{Ids, NOBODY, ROOT};
 
@@ -22,14 +23,15 @@ impl Ids {
         if self.maps_nothing() {
             return value;
         }
-        if acl::is_acl(name.to_bytes()) {
-            let shown = acl::with_ids(&value, |uid| Ok(self.uids.shown(uid)), |gid| Ok(self.gids.shown(gid)));
-            return shown.ok().flatten().unwrap_or(value);
+        if is_acl(name.to_bytes()) {
+            let Ok(shown) =
+                acl::with_ids::<Infallible>(&value, |uid| Ok(self.uids.shown(uid)), |gid| Ok(self.gids.shown(gid)));
+            return shown.unwrap_or(value);
         }
-        if name == CAPABILITY {
-            return with_root(value, |root| self.uids.shown(root).unwrap_or(NOBODY));
+        match root_of(&value) {
+            Some(root) if name == CAPABILITY => with_root(value, self.uids.shown(root).unwrap_or(NOBODY)),
+            _ => value,
         }
-        value
     }
 
     /// The value that is stored for one that somebody sets.
@@ -40,37 +42,32 @@ impl Ids {
         if self.maps_nothing() {
             return Ok(Cow::Borrowed(value));
         }
-        if acl::is_acl(name.to_bytes()) {
+        if is_acl(name.to_bytes()) {
             let stored = acl::with_ids(value, |uid| self.new_uid(uid).map(Some), |gid| self.new_gid(gid).map(Some));
             return Ok(stored?.map_or(Cow::Borrowed(value), Cow::Owned));
         }
-        if name != CAPABILITY {
-            return Ok(Cow::Borrowed(value));
-        }
-        let mut known = Ok(());
-        let stored = with_root(value.to_vec(), |root| {
-            let stored = self.uids.stored(root);
+        let Some(root) = root_of(value).filter(|_| name == CAPABILITY) else { return Ok(Cow::Borrowed(value)) };
+        let stored = match self.uids.stored(root) {
             // Version 2 comes from who may act for the whole machine: for the tree's root, as what the superuser makes.
-            let stored = if value.len() == CAPABILITY_V2 { stored.or(Some(ROOT)) } else { stored };
-            stored.unwrap_or_else(|| {
-                known = self.new_uid(root).map(|_| ());
-                NOBODY
-            })
-        });
-        known.map(|()| Cow::Owned(stored))
+            None if value.len() == CAPABILITY_V2 => ROOT,
+            stored => stored.ok_or(Errno::EINVAL)?,
+        };
+        Ok(Cow::Owned(with_root(value.to_vec(), stored)))
     }
 }
 
-/// A capability's value for another root. Version 2 has none: it means user 0, and becomes version 3 for any other.
-fn with_root(mut value: Vec<u8>, map: impl FnOnce(u32) -> u32) -> Vec<u8> {
-    let version = value.get(VERSION_AT).copied();
-    let root = match (version, value.get(CAPABILITY_V2..)) {
-        (Some(VERSION_2), Some([])) => ROOT,
-        (Some(VERSION_3), Some(&[a, b, c, d])) => u32::from_le_bytes([a, b, c, d]),
-        _ => return value,
-    };
-    let root = map(root);
-    if version == Some(VERSION_2) && root == ROOT {
+/// The user in whose namespaces a capability's value counts: version 2 has none in it and means user 0. `None` if it is no such value.
+fn root_of(value: &[u8]) -> Option<u32> {
+    match (value.get(VERSION_AT)?, value.get(CAPABILITY_V2..)?) {
+        (&VERSION_2, []) => Some(ROOT),
+        (&VERSION_3, &[a, b, c, d]) => Some(u32::from_le_bytes([a, b, c, d])),
+        _ => None,
+    }
+}
+
+/// The same value for another root; version 2 becomes version 3 for any but user 0.
+fn with_root(mut value: Vec<u8>, root: u32) -> Vec<u8> {
+    if value.len() == CAPABILITY_V2 && root == ROOT {
         return value;
     }
     if let Some(version) = value.get_mut(VERSION_AT) {
