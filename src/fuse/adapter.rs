@@ -251,11 +251,12 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         handle: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.operations.release(ino.0, flags.0);
         if self.operations.granted().passthrough && self.opens.release(ino.0, handle) {
             self.operations.union().may_have_changed(ino.0);
         }

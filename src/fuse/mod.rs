@@ -17,6 +17,7 @@ mod killpriv;
 mod opens;
 mod operations;
 mod ring;
+mod running;
 mod seek;
 mod stale;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::error::{Errno, Result};
 use crate::fuse::call::call;
 use crate::fuse::capabilities::Granted;
 use crate::fuse::killpriv::LostCapabilities;
+use crate::fuse::running::Running;
 use crate::fuse::seek::Seek;
 use crate::fuse::stale::Dropper;
 use crate::name::Name;
@@ -28,6 +29,7 @@ pub(super) struct Operations {
     granted: OnceLock<Granted>,
     dropper: Dropper,
     lost_capabilities: LostCapabilities,
+    running: Running,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -62,6 +64,7 @@ impl Operations {
             layers_change: timeout == Some(Duration::ZERO),
             granted: OnceLock::new(),
             lost_capabilities: LostCapabilities::default(),
+            running: Running::default(),
             notifier: notifier.clone(),
         })
     }
@@ -168,12 +171,22 @@ impl Operations {
     /// `flags`: those of open(2).
     ///
     /// # Errors
-    /// `ENOSYS` if opens are not told apart: the kernel then asks for none.
+    /// `ENOSYS` if opens are not told apart: the kernel then asks for none. `ETXTBSY` for truncating a program that runs.
     pub(super) fn open(&self, caller: &Caller, ino: u64, flags: i32) -> Result<()> {
         if self.granted().no_open {
             return Err(Errno::ENOSYS);
         }
-        call("open", || self.union.open_file(caller, ino, is_for_writing(flags), flags & libc::O_TRUNC != 0))
+        if self.running.forbids(ino, flags) {
+            return Err(Errno::ETXTBSY);
+        }
+        call("open", || self.union.open_file(caller, ino, is_for_writing(flags), flags & libc::O_TRUNC != 0))?;
+        self.running.opened(ino, flags);
+        Ok(())
+    }
+
+    /// `flags`: those of the open that ends.
+    pub(super) fn release(&self, ino: u64, flags: i32) {
+        self.running.released(ino, flags);
     }
 
     pub(super) fn read(&self, ino: u64, offset: u64, room: &mut [u8]) -> Result<usize> {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::{Child, Command};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -11,6 +12,8 @@ use nix::sys::stat::Mode;
 
 use crate::common::Test;
 use crate::common::files::*;
+use crate::common::machine::find_program;
+use crate::common::mount::eventually;
 use crate::common::sys::{self, SharedMap};
 use crate::common::union::Union;
 use crate::t;
@@ -26,6 +29,9 @@ pub fn tests() -> Vec<Test> {
         t!(many_open_unlinked_files),
         t!(a_link_of_an_unlinked_name_lives),
         t!(holes_and_truncation_through_two_descriptors),
+        t!(programs_that_run_are_not_changed),
+        t!(programs_that_run_are_not_changed_where_opens_are_asked_for),
+        t!(programs_that_run_are_not_changed_where_they_pass_through).root(),
     ]
 }
 
@@ -255,4 +261,54 @@ fn holes_and_truncation_through_two_descriptors() {
     union.remount();
     assert_eq!(fs::read(union.at("file")).expect("read"), bytes);
     union.umount();
+}
+
+fn programs_that_run_are_not_changed() {
+    programs_are_not_changed(&[]);
+}
+
+fn programs_that_run_are_not_changed_where_opens_are_asked_for() {
+    programs_are_not_changed(&["--timeout", "0"]);
+}
+
+fn programs_that_run_are_not_changed_where_they_pass_through() {
+    programs_are_not_changed(&["--io", "passthrough"]);
+}
+
+/// A process that is ended when it is dropped.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The kernel asks for an O_RDONLY|O_TRUNC before it finds that the file is run.
+fn programs_are_not_changed(options: &[&str]) {
+    let sleep = find_program("sleep").expect("sleep");
+    let mut union = Union::new(1).arguments(options);
+    fs::copy(&sleep, union.lower(0, "low")).expect("copy");
+    let before = union.lower_trees();
+    union.mount();
+    fs::copy(&sleep, union.at("new")).expect("copy");
+    for name in ["low", "new"] {
+        let (path, content) = (union.at(name), fs::read(union.at(name)).expect("read"));
+        let mut program = Program(Command::new(&path).arg("600").spawn().expect("spawn"));
+        for flags in [OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_WRONLY | OFlag::O_TRUNC, OFlag::O_TRUNC] {
+            fails(sys::open(&path, flags.bits(), 0), Errno::ETXTBSY);
+        }
+        assert!(fs::read(&path).expect("read") == content, "{name} has changed");
+        assert_eq!(program.0.try_wait().expect("wait"), None, "{name} runs on");
+        drop(program);
+        let truncate = || sys::open(&path, OFlag::O_TRUNC.bits(), 0).is_ok();
+        // The kernel tells a little later that it is not run any more, but no open for writing has to wait for that.
+        drop(sys::open(&path, OFlag::O_WRONLY.bits(), 0).expect("open"));
+        assert!(eventually(10, truncate), "{name} is free again");
+        assert_eq!(stat(&path).len(), 0);
+    }
+    union.umount();
+    union.assert_lowers(&before);
 }

@@ -84,7 +84,11 @@ pub(super) fn serve(operations: &Operations, request: Request<'_>, before_waitin
             let flags = if keep { abi::CACHE_DIR | abi::KEEP_CACHE } else { 0 };
             answered(payload, |answer| answer.open_out(flags))
         }
-        opcode::RELEASE => Ok(0),
+        opcode::RELEASE => {
+            given.skip(8)?;
+            operations.release(ino, given.i32()?);
+            Ok(0)
+        }
         opcode::RELEASEDIR => operations.releasedir(ino).map(empty),
         opcode::FSYNC | opcode::FSYNCDIR => {
             given.skip(8)?;
