@@ -169,23 +169,12 @@ impl Union {
         let (dir, name) = inode.location().ok_or(Errno::ESTALE)?;
         let lower_key = file.read().key;
         let origin = self.stack.origin_of(&dir, &name)?;
-        let StagedCopy { staged, key, stat, data, noted } =
-            self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?;
-        let mut staged = Some(staged);
+        let mut staged = Some(self.stage_copy(inode, &dir, &name, origin.as_ref(), copy)?);
         loop {
             let link = file.read().links.as_slice().first().cloned();
             let Some(link) = link else {
-                // Unlinked, but still open somewhere: its copy needs no name.
-                let object = self.stack.upper()?.keep_unnamed(staged.take().ok_or(Errno::EIO)?);
-                self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
-                if stat.nlink > 1 && self.has_uncovered_names(inode) {
-                    self.commit_later(inode, noted);
-                    self.unpin(inode);
-                    self.index_copy(inode, &object, &stat, origin.as_ref(), None);
-                    return Ok(());
-                }
-                self.pin_object(inode, object);
-                return Ok(());
+                let staged = staged.take().ok_or(Errno::EIO)?;
+                return self.keep_copy_unnamed(inode, staged, lower_key, origin.as_ref());
             };
             let real = self.ensure_upper_dir(&link.parent)?;
             let _renames = self.renames.read_recursive();
@@ -193,7 +182,7 @@ impl Union {
             if !inode.has_link(&link.parent, &link.name) {
                 continue;
             }
-            let staged = staged.take().ok_or(Errno::EIO)?;
+            let StagedCopy { staged, key, stat, data, noted } = staged.take().ok_or(Errno::EIO)?;
             let indexed = self.index_staged(inode, &staged, key, &stat, origin.as_ref())?;
             let object = self.publish_copy(staged, &real, &link.name).inspect_err(|_| {
                 indexed.iter().for_each(|name| self.unindex_staged(inode, key, name));
@@ -201,11 +190,37 @@ impl Union {
             self.switch_to_copy(inode, &object, (key, lower_key), &stat, data);
             self.commit_later(inode, noted);
             if stat.nlink > 1 {
-                self.index_copy(inode, &object, &stat, origin.as_ref(), indexed);
+                self.account_copy(inode, &stat, indexed);
             }
             self.name_changed(&link.parent, &link.name, Some((inode.kind, inode.number)));
             return Ok(());
         }
+    }
+
+    /// The copy of a file that is unlinked, but still open somewhere, needs no name. Other names of the lower object find it
+    /// in the index.
+    fn keep_copy_unnamed(
+        &self,
+        inode: &Arc<Inode>,
+        copy: StagedCopy<'_>,
+        lower: ObjKey,
+        origin: Option<&Origin>,
+    ) -> Result<()> {
+        let StagedCopy { staged, key, stat, data, noted } = copy;
+        let others = stat.nlink > 1 && self.has_names_left(lower);
+        let indexed = if others { self.index_staged(inode, &staged, key, &stat, origin)? } else { None };
+        let object = self.stack.upper()?.keep_unnamed(staged);
+        self.switch_to_copy(inode, &object, (key, lower), &stat, data);
+        if indexed.is_some() {
+            self.unpin(inode);
+        } else {
+            self.pin_object(inode, object);
+        }
+        if others {
+            self.commit_later(inode, noted);
+            self.account_copy(inode, &stat, indexed);
+        }
+        Ok(())
     }
 
     /// Brings up the data of a file whose metadata is in upper already, in place: the mark goes when the data

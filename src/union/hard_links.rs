@@ -13,7 +13,6 @@ use crate::error::{Result, is_passing};
 use crate::layer::marks::Mark;
 use crate::layer::origin::Origin;
 use crate::layer::stage::Staged;
-use crate::layer::upper::UpperObject;
 use crate::layer::{LayerId, ObjKey, RealDir, index};
 use crate::name::Name;
 use crate::sys;
@@ -36,15 +35,8 @@ struct Record {
 pub(super) struct HardLinks {
     /// By real object.
     records: Mutex<HashMap<ObjKey, Record>>,
-    /// The copies of which something could not be written down when it changed.
-    unsaved: Mutex<Vec<Unsaved>>,
-}
-
-/// A copy whose number of names is still to be written down, perhaps after its name in the index.
-#[derive(Debug)]
-struct Unsaved {
-    inode: Arc<Inode>,
-    index: Option<Name>,
+    /// The copies whose number of names is still to be written down.
+    unsaved: Mutex<Vec<Arc<Inode>>>,
 }
 
 /// What has to be known of a lower inode with several names before it loses one.
@@ -147,7 +139,12 @@ impl Union {
             Ok(()) => Ok(Some(name)),
             Err(e) => {
                 self.table.remove_key(key.seen_in(LayerId::UPPER), inode);
-                if is_passing(e) { Err(e) } else { Ok(None) }
+                if is_passing(e) {
+                    return Err(e);
+                }
+                let what = "has no place in the index: its names are one file until unmount";
+                log::warn!("inode {} {what}: {e}", inode.number);
+                Ok(None)
             }
         }
     }
@@ -162,45 +159,21 @@ impl Union {
         self.table.remove_key(key.seen_in(LayerId::UPPER), inode);
     }
 
-    /// Keeps account of a fresh copy of a lower object with several names, which is in the index as `indexed`, or is put there
-    /// now.
-    pub(super) fn index_copy(
-        &self,
-        inode: &Arc<Inode>,
-        object: &UpperObject,
-        lower: &Stat,
-        origin: Option<&Origin>,
-        indexed: Option<Name>,
-    ) {
+    /// Keeps account of a fresh copy of a lower object with several names; `indexed`: its name in the index. Without one its
+    /// names are one file as long as it is known.
+    pub(super) fn account_copy(&self, inode: &Arc<Inode>, lower: &Stat, indexed: Option<Name>) {
         let Node::Other(file) = &inode.node else { return };
-        let lower_key = ObjKey::from(lower);
         let named = !file.read().links.as_slice().is_empty();
         if named {
-            self.hard_links.cover(lower_key, lower.nlink);
+            self.hard_links.cover(lower.into(), lower.nlink);
         }
-        let is_indexed = indexed.is_some();
-        let Some(name) = indexed.or_else(|| origin.and_then(index::name_of)) else {
-            self.hard_links.keep(lower_key, inode);
-            return;
-        };
-        let add = || if is_indexed { Ok(()) } else { self.stack.upper()?.add_to_index(object, &name) };
-        match add() {
-            Ok(()) => file.write().rare_mut().index = Some(name),
-            Err(e) => {
-                self.hard_links.keep(lower_key, inode);
-                if is_passing(e) {
-                    log::warn!("inode {} has no place in the index yet: {e}", inode.number);
-                    self.hard_links.unsaved.lock().push(Unsaved { inode: inode.clone(), index: Some(name) });
-                } else {
-                    log::warn!(
-                        "inode {} has no place in the index: its names are one file until unmount: {e}",
-                        inode.number
-                    );
-                }
-                return;
+        match indexed {
+            Some(name) => {
+                file.write().rare_mut().index = Some(name);
+                self.save_links(inode);
             }
+            None => self.hard_links.keep(lower.into(), inode),
         }
-        self.save_links(inode);
     }
 
     /// Writes down how many names an inode has, for the next mount. The names themselves have changed by now, so a failure
@@ -208,7 +181,7 @@ impl Union {
     pub(super) fn save_links(&self, inode: &Arc<Inode>) {
         let is_indexed = matches!(&inode.node, Node::Other(file) if file.read().index().is_some());
         if is_indexed {
-            self.hard_links.unsaved.lock().push(Unsaved { inode: inode.clone(), index: None });
+            self.hard_links.unsaved.lock().push(inode.clone());
         }
         self.save_unsaved_links();
     }
@@ -216,22 +189,12 @@ impl Union {
     /// Writes down what could not be written before.
     pub(super) fn save_unsaved_links(&self) {
         let unsaved = std::mem::take(&mut *self.hard_links.unsaved.lock());
-        for mut unsaved in unsaved {
-            if let Err(e) = self.save(&mut unsaved) {
-                log::warn!("the names of inode {} can't be written down yet: {e}", unsaved.inode.number);
-                self.hard_links.unsaved.lock().push(unsaved);
+        for inode in unsaved {
+            if let Err(e) = self.store_links(&inode) {
+                log::warn!("the names of inode {} can't be written down yet: {e}", inode.number);
+                self.hard_links.unsaved.lock().push(inode);
             }
         }
-    }
-
-    fn save(&self, unsaved: &mut Unsaved) -> Result<()> {
-        let Node::Other(file) = &unsaved.inode.node else { return Ok(()) };
-        if let Some(name) = &unsaved.index {
-            let object = self.upper_object(&unsaved.inode)?;
-            self.stack.upper()?.add_to_index(&object, name)?;
-            file.write().rare_mut().index = unsaved.index.take();
-        }
-        self.store_links(&unsaved.inode)
     }
 
     fn store_links(&self, inode: &Inode) -> Result<()> {
@@ -303,6 +266,11 @@ impl Union {
         Ok(())
     }
 
+    /// Whether a lower object has names, known or not, that still show it.
+    pub(super) fn has_names_left(&self, lower: ObjKey) -> bool {
+        self.hard_links.uncovered(lower).is_some_and(|left| left > 0)
+    }
+
     /// Whether a copied-up inode has names, known or not, that are still the lower's.
     pub(super) fn has_uncovered_names(&self, inode: &Inode) -> bool {
         let Node::Other(file) = &inode.node else { return false };
@@ -310,7 +278,7 @@ impl Union {
             let file = file.read();
             file.lower_key().filter(|_| file.hard_linked)
         };
-        lower.and_then(|lower| self.hard_links.uncovered(lower)).is_some_and(|n| n > 0)
+        lower.is_some_and(|lower| self.has_names_left(lower))
     }
 
     /// The number of names of an inode that is no directory.
