@@ -309,19 +309,14 @@ impl Union {
 
     /// The real file behind an inode that has its data, open and kept open; `None` for anything else and where it can't be read.
     pub(super) fn kept_for_reading(&self, inode: &Inode) -> Option<OpenFile> {
-        has_its_data(inode).then(|| self.readable_file(inode).ok()).flatten()
+        own_data(inode).and_then(|_| self.readable_file(inode).ok())
     }
 
     /// As [`Union::kept_for_reading`], for whoever asks for a file's capabilities. The kernel does before a first write: what it
     /// will want to read or copy next is opened for that now. So do those who look through whole trees and want nothing next:
     /// for them none but open ones are told.
     pub(super) fn opened_ahead(&self, inode: &Inode) -> Option<OpenFile> {
-        let Node::Other(file) = &inode.node else { return None };
-        if !has_its_data(inode) {
-            return None;
-        }
-        let key = file.read().key;
-        let open = self.files.get(inode.id, key);
+        let open = self.files.get(inode.id, own_data(inode)?);
         open.or_else(|| self.files.opening_ahead_pays().then(|| self.readable_file(inode).ok()).flatten())
     }
 
@@ -368,8 +363,9 @@ impl Union {
     }
 }
 
-/// Whether an inode is a file whose data is where its metadata is.
-fn has_its_data(inode: &Inode) -> bool {
-    let Node::Other(file) = &inode.node else { return false };
-    inode.kind == FileKind::Regular && file.read().data().is_none()
+/// The real object of a file whose data is where its metadata is.
+fn own_data(inode: &Inode) -> Option<ObjKey> {
+    let Node::Other(file) = &inode.node else { return None };
+    let file = file.read();
+    (inode.kind == FileKind::Regular && file.data().is_none()).then_some(file.key)
 }

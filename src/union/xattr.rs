@@ -1,7 +1,7 @@
 //! Extended attributes: the user's own; marks are neither shown nor settable, and what looks like one is stored escaped.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
@@ -154,15 +154,12 @@ impl Union {
             return self.with_object(inode, |dir| call(Target::Dir(dir)));
         }
         let (fd, name) = self.reach(inode, |way| match way {
-            Reached::Object(object) => Ok((object.into_fd(), None)),
-            // What has its name by now may be another one when it is read.
-            Reached::Named(dir, name, key) if dir.layer.is_upper() => {
-                Ok((Arc::new(self.stack.open_path(dir, name, key)?), None))
-            }
-            Reached::Named(dir, name, key) => {
+            Reached::Named(dir, name, key) if !dir.layer.is_upper() => {
                 self.stack.stat_at(dir, name)?.filter(|st| ObjKey::from(st) == key).ok_or(Errno::ESTALE)?;
                 Ok((self.stack.open_dir(dir)?, Some(name.clone())))
             }
+            // In upper, what has its name by now may be another one when it is read.
+            way => Ok((self.open_reached(way)?, None)),
         })?;
         call(name.as_ref().map_or(Target::Fd(fd.as_fd()), |name| Target::At(fd.as_fd(), name.as_cstr())))
     }
@@ -180,12 +177,16 @@ impl Union {
                 call(fd.as_fd())
             }
             Node::Other(_) => {
-                let object = self.reach(inode, |way| match way {
-                    Reached::Object(object) => Ok(object.into_fd()),
-                    Reached::Named(dir, name, key) => self.stack.open_path(dir, name, key).map(Arc::new),
-                })?;
+                let object = self.reach(inode, |way| self.open_reached(way))?;
                 call(object.as_fd())
             }
+        }
+    }
+
+    fn open_reached(&self, way: Reached<'_>) -> Result<Arc<OwnedFd>> {
+        match way {
+            Reached::Object(object) => Ok(object.into_fd()),
+            Reached::Named(dir, name, key) => self.stack.open_path(dir, name, key).map(Arc::new),
         }
     }
 
