@@ -32,6 +32,7 @@ mod union {
     mod remove;
     mod rename;
     mod setup;
+    mod sizes;
     mod unlinked;
     #[path = "../common/values.rs"]
     mod values;

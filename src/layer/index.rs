@@ -16,7 +16,8 @@ use crate::error::{Errno, Result};
 use crate::layer::ObjKey;
 use crate::layer::marks::{Mark, Namespace};
 use crate::layer::origin::Origin;
-use crate::layer::upper::{AsUpper, Upper, UpperObject};
+use crate::layer::stage::Staged;
+use crate::layer::upper::{Upper, UpperObject};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::file::Stat;
@@ -26,6 +27,14 @@ use crate::sys::xattr::Target;
 pub fn name_of(origin: &Origin) -> Option<Name> {
     let hex: String = origin.encode()?.iter().map(|byte| format!("{byte:02x}")).collect();
     Name::new(hex.as_bytes()).ok()
+}
+
+/// The origin that a name in the index stands for.
+pub fn origin_of(name: &Name) -> Option<Origin> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let digits: Vec<u8> = name.as_bytes().iter().map(digit).collect::<Option<_>>()?;
+    let (pairs, []) = digits.as_chunks() else { return None };
+    Origin::parse(&pairs.iter().map(|[high, low]| high << 4 | low).collect::<Vec<u8>>())
 }
 
 /// Reads the mark that keeps account of a copy's names: `U+n` is relative to upper's own count, `L+n` to the lower's.
@@ -116,9 +125,9 @@ impl Upper {
     }
 
     /// Puts a copy into the index.
-    pub fn add_to_index(&self, object: &impl AsUpper, name: &Name) -> Result<()> {
+    pub fn add_to_index(&self, copy: &Staged<'_>, name: &Name) -> Result<()> {
         let dir = self.index_dir(true)?.ok_or(Errno::EIO)?;
-        sys::file::link_fd(object.as_upper_fd(), dir, name.as_cstr())
+        sys::file::link_fd(copy.fd(), dir, name.as_cstr())
     }
 
     /// Opens a copy by the index.
@@ -156,6 +165,17 @@ impl Upper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::handle::FileHandle;
+
+    #[test]
+    fn a_name_leads_back_to_its_origin() {
+        let handle = FileHandle { kind: 1, bytes: vec![0, 0x7f, 0xff] };
+        let origin = Origin { uuid: [0xa5; 16], handle };
+        assert_eq!(origin_of(&name_of(&origin).unwrap()), Some(origin));
+        for other in ["00fb", "00f", "name", "\u{e9}"] {
+            assert_eq!(origin_of(&Name::new(other.as_bytes()).unwrap()), None, "{other}");
+        }
+    }
 
     #[test]
     fn link_counts_are_relative() {

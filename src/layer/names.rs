@@ -108,13 +108,15 @@ impl Stack {
     }
 
     fn keeps_names(&self, dir: &RealDir) -> Result<bool> {
-        Ok(!self.layers_change && !dir.layer.is_upper() && self.layer(dir.layer)?.lists_all())
+        Ok(self.remember_names && !dir.layer.is_upper() && self.layer(dir.layer)?.lists_all())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::stack::Layer;
+    use crate::layer::{Handling, StackSpec};
 
     fn look(names: &[&str]) -> Look {
         let mut look = Look::default();
@@ -138,6 +140,15 @@ mod tests {
         assert_eq!(look(&["12", "\u{e9}a"]).other_case.as_deref(), Some("\u{e9}A".as_bytes()));
         assert_eq!(look(&["12", "_"]).other_case, None);
         assert!(look(&["12", "\u{e9}"]).beyond_ascii);
+    }
+
+    /// What `/proc` lists is not all that can be looked up there, and it changes by itself.
+    #[test]
+    fn only_known_filesystems_list_all() {
+        let lowers = vec![std::env::temp_dir(), "/proc".into()];
+        let stack = Stack::open(&StackSpec { lowers, ..StackSpec::default() }, Handling::default()).unwrap();
+        let known: Vec<bool> = stack.layers().iter().map(Layer::lists_all).collect();
+        assert_eq!(known, [true, false]);
     }
 
     #[test]

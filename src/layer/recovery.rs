@@ -1,17 +1,20 @@
 //! After an unclean end: copies that were not committed are committed now, or, when the machine itself stopped meanwhile, get
-//! their origin's content again.
+//! their origin's content again. Metadata copies that lost their size then are found; whose they get is the union's to say.
 //!
 //! An uncommitted copy is known by its mark, never by its name: it may have been renamed, linked or renamed over since. Each
 //! step can be interrupted and done again: the mark goes last.
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use crate::error::{Errno, Result, SetupError, is_passing};
 use crate::layer::marks::Mark;
-use crate::layer::real::ObjKey;
+use crate::layer::origin::Origin;
+use crate::layer::real::{ObjKey, RealDir};
 use crate::layer::stack::{Layer, Stack, walk};
 use crate::layer::stage::Over;
 use crate::layer::uncommitted::{self, Uncommitted};
@@ -25,13 +28,25 @@ use crate::sys::xattr::{CAPABILITY, Target};
 /// How much of two files is compared at a time, in bytes.
 const COMPARED: usize = 1 << 20;
 
-/// Where an uncommitted copy was found.
+/// Where a copy was found.
 #[derive(Debug)]
-enum Place {
+pub enum Place {
     /// A name in upper.
     Upper(UpperDir, Name),
     /// A name in the index.
     Index(Name),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Upper(dir, name) => {
+                dir.path().iter().try_for_each(|part| write!(f, "{part}/"))?;
+                write!(f, "{name}")
+            }
+            Place::Index(name) => write!(f, "{name} in the index"),
+        }
+    }
 }
 
 /// An uncommitted copy.
@@ -41,51 +56,71 @@ struct Found {
     mark: Uncommitted,
 }
 
-impl Found {
-    /// Its name for the log.
-    fn shown(&self) -> String {
-        match &self.place {
-            Place::Upper(dir, name) => {
-                dir.path().iter().map(|part| format!("{part}/")).chain([name.to_string()]).collect()
-            }
-            Place::Index(name) => format!("{name} in the index"),
-        }
-    }
+/// What a search of upper and of the index found.
+#[derive(Debug, Default)]
+struct Search {
+    uncommitted: Vec<Found>,
+    /// Metadata copies without a size. None is made like that, but btrfs, asked for the names of a directory to be durable, keeps
+    /// all but the size of a new file there.
+    sizeless: Vec<Place>,
 }
 
 impl Stack {
-    /// Puts right what a mount before this one left unfinished. `boot` is this run of the machine.
+    /// Puts right what a mount before this one left unfinished. `boot` is this run of the machine. Returns the metadata copies
+    /// that want their size, for [`Stack::resize`].
     ///
     /// # Errors
     /// What keeps upper from being put right; the mount must not come about then, and a later one tries again.
-    pub fn recover(&self, boot: &str) -> std::result::Result<(), SetupError> {
-        let Some(root) = self.layers().first().filter(|layer| layer.root.layer.is_upper()) else { return Ok(()) };
-        self.recover_uncommitted(boot).map_err(|e| {
-            let what = format!("the upper layer can't be recovered after an unclean end ({e})");
-            SetupError::new(what, &root.path, "mount it with the lower layers that it had, readable and writable")
-        })
+    pub fn recover(&self, boot: &str) -> std::result::Result<Vec<Place>, SetupError> {
+        if !self.is_writable() {
+            return Ok(Vec::new());
+        }
+        self.recover_uncommitted(boot).map_err(|e| self.not_recovered(e))
     }
 
-    fn recover_uncommitted(&self, boot: &str) -> Result<()> {
+    /// What to tell when upper can't be put right.
+    pub fn not_recovered(&self, e: Errno) -> SetupError {
+        let what = format!("the upper layer can't be recovered after an unclean end ({e})");
+        let path = self.layers().first().map(|layer| layer.path.clone()).unwrap_or_default();
+        SetupError::new(what, &path, "mount it with the lower layers that it had, readable and writable")
+    }
+
+    fn recover_uncommitted(&self, boot: &str) -> Result<Vec<Place>> {
         let upper = self.upper()?;
         if !upper.work.is_unclean() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let found = match uncommitted::read_lists(upper.work.private.as_fd(), boot)? {
-            Some(paths) => match self.all_at(&paths)? {
-                Some(found) => found,
-                None => self.search()?,
-            },
+        let noted = match uncommitted::read_lists(upper.work.private.as_fd(), boot)? {
+            Some(paths) => self.all_at(&paths)?,
+            None => None,
+        };
+        let Search { uncommitted, sizeless } = match noted {
+            Some(uncommitted) => Search { uncommitted, sizeless: Vec::new() },
             None => self.search()?,
         };
         let (ours, cut): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|found| found.mark.boot == boot && !boot.is_empty());
+            uncommitted.into_iter().partition(|found| found.mark.boot == boot && !boot.is_empty());
         upper.begin()?;
         self.commit(&ours)?;
         for found in &cut {
             self.restore(found)?;
         }
-        uncommitted::remove_lists(upper.work.private.as_fd())
+        uncommitted::remove_lists(upper.work.private.as_fd())?;
+        Ok(sizeless)
+    }
+
+    /// Gives a metadata copy the size that its lower file has.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    pub fn resize(&self, copy: &Place, size: u64) -> Result<()> {
+        let object = self.open_place(copy)?;
+        let own = sys::file::stat(&object)?;
+        if own.size != size {
+            self.upper()?.give_size(&object, &own, size)?;
+            log::warn!("{copy} has the size of its lower file again, which it lost when the machine stopped");
+        }
+        Ok(())
     }
 
     /// The copies at the paths where they were published; `None` if one of them is not there any more.
@@ -115,32 +150,76 @@ impl Stack {
     }
 
     /// Looks at every file of upper and of the index.
-    fn search(&self) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        let mut dirs = vec![self.upper_root().ok_or(Errno::EROFS)?];
-        while let Some(dir) = dirs.pop() {
-            for (name, kind) in entries(self.open_dir_readable(&dir)?.as_fd())? {
-                if kind == libc::DT_REG {
-                    found.extend(self.marked(&dir, &name)?);
-                } else if kind == libc::DT_DIR || kind == libc::DT_UNKNOWN {
-                    let Some(stat) = self.stat_at(&dir, &name)? else { continue };
-                    if stat.is_dir() {
-                        let child = self.child_dir(&dir, &name, &stat)?;
-                        dirs.extend(self.as_upper(&child).filter(|child| !child.is_void()));
-                    } else if stat.is_file() {
-                        found.extend(self.marked(&dir, &name)?);
-                    }
-                }
-            }
-        }
+    fn search(&self) -> Result<Search> {
+        let mut search = Search::default();
+        self.each_file(&*self.upper_root().ok_or(Errno::EROFS)?, |dir, name, stat| {
+            let dir = self.as_upper(dir).ok_or(Errno::EIO)?;
+            self.look_at(&dir, name, stat, &mut search).map(|()| true)
+        })?;
         let upper = self.upper()?;
         for name in upper.indexed_names()? {
             let value = upper.indexed_mark(&name, Mark::Uncommitted)?;
-            found.extend(
-                value.and_then(|value| parse(&value, &name)).map(|mark| Found { place: Place::Index(name), mark }),
-            );
+            if let Some(mark) = value.and_then(|value| parse(&value, &name)) {
+                search.uncommitted.push(Found { place: Place::Index(name), mark });
+            } else if upper.indexed(&name)?.is_some_and(|stat| stat.is_file() && stat.size == 0)
+                && upper.indexed_mark(&name, Mark::Metacopy)?.is_some()
+            {
+                search.sizeless.push(Place::Index(name));
+            }
+        }
+        Ok(search)
+    }
+
+    /// Visits every file below a directory of one layer, until it has seen enough and says so with false.
+    fn each_file(
+        &self,
+        root: &Arc<RealDir>,
+        mut visit: impl FnMut(&Arc<RealDir>, &Name, &Stat) -> Result<bool>,
+    ) -> Result<()> {
+        let mut dirs = vec![root.clone()];
+        while let Some(dir) = dirs.pop() {
+            for (name, kind) in entries(self.open_dir_readable(&dir)?.as_fd())? {
+                if !matches!(kind, libc::DT_REG | libc::DT_DIR | libc::DT_UNKNOWN) {
+                    continue;
+                }
+                let Some(stat) = self.stat_at(&dir, &name)? else { continue };
+                if stat.is_dir() {
+                    dirs.extend(Some(self.child_dir(&dir, &name, &stat)?).filter(|child| !child.is_void()));
+                } else if stat.is_file() && !visit(&dir, &name, &stat)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The lower file with several names that an origin is of, wherever it is: who may not open it by its handle has to look.
+    ///
+    /// # Errors
+    /// From reading the lowers.
+    pub fn search_origin(&self, origin: &Origin) -> Result<Option<Stat>> {
+        let mut found = None;
+        for layer in self.layers().iter().filter(|layer| !layer.root.layer.is_upper()) {
+            self.each_file(&layer.root, |dir, name, stat| {
+                if stat.nlink > 1 && self.origin_of(dir, name)?.as_ref() == Some(origin) {
+                    found = Some(*stat);
+                }
+                Ok(found.is_none())
+            })?;
+            if found.is_some() {
+                break;
+            }
         }
         Ok(found)
+    }
+
+    fn look_at(&self, dir: &UpperDir, name: &Name, stat: &Stat, search: &mut Search) -> Result<()> {
+        if let Some(found) = self.marked(dir, name)? {
+            search.uncommitted.push(found);
+        } else if stat.size == 0 && self.xattr_at(dir, name, self.namespace().name(Mark::Metacopy))?.is_some() {
+            search.sizeless.push(Place::Upper(dir.clone(), name.clone()));
+        }
+        Ok(())
     }
 
     fn marked(&self, dir: &UpperDir, name: &Name) -> Result<Option<Found>> {
@@ -157,7 +236,7 @@ impl Stack {
         let upper = self.upper()?;
         upper.sync_all()?;
         for found in found {
-            let object = self.open_found(found)?;
+            let object = self.open_place(&found.place)?;
             if upper.is_metacopy(&object)? {
                 self.undo_completion(found, &object)?;
             }
@@ -166,8 +245,8 @@ impl Stack {
         upper.sync_all()
     }
 
-    fn open_found(&self, found: &Found) -> Result<UpperObject> {
-        match &found.place {
+    fn open_place(&self, place: &Place) -> Result<UpperObject> {
+        match place {
             Place::Upper(dir, name) => {
                 let key = self.stat_at(dir, name)?.map(|stat| ObjKey::from(&stat)).ok_or(Errno::ESTALE)?;
                 self.open_upper_object(dir, name, key, OFlag::O_RDWR)
@@ -183,7 +262,7 @@ impl Stack {
     /// Gives a copy its origin's content again, unless it has it. What it has instead is kept aside.
     fn restore(&self, found: &Found) -> Result<()> {
         let upper = self.upper()?;
-        let object = self.open_found(found)?;
+        let object = self.open_place(&found.place)?;
         if upper.is_metacopy(&object)? {
             self.undo_completion(found, &object)?;
         } else if let Some((origin, stat)) = self.origin_file(&found.mark)? {
@@ -193,7 +272,7 @@ impl Stack {
                 upper.rewrite(&object, &own, origin.as_fd(), &stat)?;
                 log::warn!(
                     "{} has the content of its lower file again: the machine stopped before its copy was on disk{}",
-                    found.shown(),
+                    found.place,
                     kept.map_or(String::new(), |kept| format!(
                         "; what it held is layerfs/recovered/{kept} in the work directory"
                     ))
@@ -202,7 +281,7 @@ impl Stack {
         } else {
             log::error!(
                 "{} may be damaged: the machine stopped before its copy was on disk, and no layer has the lower file {} now",
-                found.shown(),
+                found.place,
                 found.mark
             );
             return Err(Errno::ENOENT);
@@ -216,12 +295,7 @@ impl Stack {
     fn undo_completion(&self, found: &Found, object: &UpperObject) -> Result<()> {
         let Some((_, stat)) = self.origin_file(&found.mark)? else { return Ok(()) };
         let own = sys::file::stat(object)?;
-        if own.size == stat.size {
-            return Ok(());
-        }
-        let upper = self.upper()?;
-        upper.truncate(object, stat.size)?;
-        upper.set_times(object, TimeChange::Omit, TimeChange::At(own.mtime.0, own.mtime.1))
+        if own.size == stat.size { Ok(()) } else { self.upper()?.give_size(object, &own, stat.size) }
     }
 
     /// The lower file that a copy's data came from: in the layer where it was, or, if others were added since, in another.
@@ -276,16 +350,34 @@ impl Upper {
 
     /// Gives a file another content, and the time of it; `own` is what else stays as it is.
     fn rewrite(&self, object: &UpperObject, own: &Stat, content: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+        self.replace(object, own, stat.mtime, || {
+            self.truncate(object, 0)?;
+            self.copier.copy(content, stat, object.as_fd()).map(drop)
+        })
+    }
+
+    /// Gives a file another size and changes nothing else of it.
+    fn give_size(&self, object: &UpperObject, own: &Stat, size: u64) -> Result<()> {
+        self.replace(object, own, own.mtime, || self.truncate(object, size))
+    }
+
+    /// Runs a change of a file's content, which takes its privileges off, and gives it those and another time.
+    fn replace(
+        &self,
+        object: &UpperObject,
+        own: &Stat,
+        (sec, nsec): (i64, u32),
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let capability = sys::xattr::get(Target::Fd(object.as_fd()), CAPABILITY).ok();
-        self.truncate(object, 0)?;
-        self.copier.copy(content, stat, object.as_fd())?;
+        change()?;
         if let Some(value) = capability {
             self.set_xattr(object, CAPABILITY, &value, 0)?;
         }
         if sys::file::stat(object)?.mode != own.mode {
             self.chmod(object, own.mode & 0o7777)?;
         }
-        self.set_times(object, TimeChange::Omit, TimeChange::At(stat.mtime.0, stat.mtime.1))
+        self.set_times(object, TimeChange::Omit, TimeChange::At(sec, nsec))
     }
 }
 

@@ -29,6 +29,6 @@ pub struct Handling {
     pub volatile: bool,
     /// How deletions are written.
     pub whiteouts: Whiteouts,
-    /// Layers may change underneath: nothing about what they hold is remembered that others could make untrue.
-    pub layers_change: bool,
+    /// Which names the lowers hold may be remembered: nobody changes them.
+    pub remember_names: bool,
 }

@@ -75,8 +75,8 @@ pub struct Stack {
     privileged: bool,
     trusted_lowers: bool,
     xattr_permissions: Option<Form>,
-    /// Layers may change underneath.
-    pub(super) layers_change: bool,
+    /// Which names the lowers hold may be remembered.
+    pub(super) remember_names: bool,
     pub(super) fds: Arc<DirFds>,
     /// Held exclusively while a directory of upper moves, shared while one is found again by its place.
     pub(super) places: RwLock<()>,
@@ -95,7 +95,7 @@ impl Stack {
     /// # Errors
     /// Whatever is wrong with a directory, before anything on disk is changed.
     pub fn open(spec: &StackSpec, handling: Handling) -> std::result::Result<Self, SetupError> {
-        let Handling { volatile, whiteouts, layers_change } = handling;
+        let Handling { volatile, whiteouts, remember_names } = handling;
         preflight::check(spec, whiteouts)?;
         let privileged = sys::privilege::is_privileged();
         let namespace = if privileged && !spec.userxattr { Namespace::Trusted } else { Namespace::User };
@@ -121,7 +121,7 @@ impl Stack {
             privileged,
             trusted_lowers: spec.trusted_lowers,
             xattr_permissions: spec.xattr_permissions,
-            layers_change,
+            remember_names,
             fds,
             places: RwLock::new(()),
         })

@@ -26,6 +26,7 @@ mod permissions;
 mod pin;
 mod reach;
 mod readdir;
+mod recovery;
 mod remove;
 mod rename;
 mod stats;
@@ -182,15 +183,15 @@ impl Union {
         let handling = Handling {
             volatile: options.durability == Durability::Volatile,
             whiteouts: options.whiteouts,
-            layers_change: options.timeout.is_some(),
+            remember_names: options.timeout.is_none(),
         };
         let stack = Stack::open(spec, handling)?;
-        stack.recover(&boot)?;
+        let sizeless = stack.recover(&boot)?;
         // An ACL would count for real, and beside what the attribute says.
         options.acl &= stack.xattr_permissions().is_none();
         let cache_entries = if options.timeout == Some(Duration::ZERO) { 0 } else { options.cache_entries };
         let numbers = ino::Numbers::new(stack.layers().iter().map(|l| l.root.key.dev), options.xino, options.ino32);
-        Ok(Self {
+        let union = Self {
             table: inode_table::InodeTable::new(Arc::new(Inode::root(&stack))),
             numbers,
             cache: cache::LookupCache::new(cache_entries),
@@ -207,7 +208,9 @@ impl Union {
             renames: RwLock::new(()),
             stack,
             options,
-        })
+        };
+        union.give_sizes(&sizeless).map_err(|e| union.stack.not_recovered(e))?;
+        Ok(union)
     }
 
     /// The clean end: what was changed is on disk in a form that every tool of this ecosystem reads.

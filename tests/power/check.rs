@@ -50,7 +50,8 @@ impl Layers<'_> {
     pub fn uncommitted(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
         let mut todo = vec![self.upper(), self.work("index")];
-        while let Some(directory) = todo.pop().filter(|directory| exists(directory)) {
+        todo.retain(|directory| exists(directory));
+        while let Some(directory) = todo.pop() {
             for name in names(&directory) {
                 let path = directory.join(name);
                 let status = fs::symlink_metadata(&path).expect("lstat");

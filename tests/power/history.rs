@@ -57,7 +57,7 @@ pub struct Cut {
     /// Everything that had been done is on the disk.
     pub nothing_lost: bool,
     /// Names may be those from before any change, and a change of names may be half there, synced or not. A file that was
-    /// not synced since it got its last name may be empty, or hold zeros.
+    /// written to, and not synced since it got its last name, may be empty, or hold zeros.
     pub loose: bool,
 }
 
@@ -68,6 +68,8 @@ struct Possible {
     contents: Vec<Arc<Vec<u8>>>,
     modes: Vec<u32>,
     directory: bool,
+    /// Its content is not what it was at the beginning.
+    written: bool,
     /// It was durable once, and has got no name since.
     synced: bool,
 }
@@ -95,7 +97,10 @@ impl History {
     pub fn after(&self, cut: Cut) -> Expected<'_> {
         let objects = self.origins.iter().map(|(id, origin)| {
             let contents: Vec<_> = origin.content.iter().cloned().collect();
-            (*id, Possible { directory: contents.is_empty(), contents, modes: vec![origin.mode], synced: false })
+            (
+                *id,
+                Possible { directory: contents.is_empty(), contents, modes: vec![origin.mode], ..Possible::default() },
+            )
         });
         let names = self.names.iter().map(|(name, id)| (name.clone(), vec![Some(*id)])).collect();
         let mut expected =
@@ -115,7 +120,11 @@ impl History {
 impl Expected<'_> {
     fn apply(&mut self, event: &Event, answered: bool) {
         match event {
-            Event::Content(id, content) => self.objects.entry(*id).or_default().contents.push(content.clone()),
+            Event::Content(id, content) => {
+                let object = self.objects.entry(*id).or_default();
+                object.contents.push(content.clone());
+                object.written = true;
+            }
             Event::Mode(id, mode) => self.objects.entry(*id).or_default().modes.push(*mode),
             Event::Name(name, id) => {
                 self.names.entry(name.clone()).or_insert_with(|| vec![None]).push(*id);
@@ -207,7 +216,7 @@ impl Expected<'_> {
             return Err(format!("mode {:o}, could be {:?}", seen.mode, object.modes));
         }
         let Some(content) = &seen.content else { return Ok(()) };
-        if self.cut.loose && !object.synced && content.iter().all(|byte| *byte == 0) {
+        if self.cut.loose && object.written && !object.synced && content.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
         object.check_content(content)?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use layerfs::union::Options;
@@ -12,17 +13,17 @@ use super::fixture::*;
 /// What was copied is several pages long.
 const LONG: usize = 20_000;
 
-fn content(name: &str) -> String {
+pub(super) fn content(name: &str) -> String {
     format!("lower {name} ").repeat(LONG / (7 + name.len()))
 }
 
-fn booted(boot: &str) -> Options {
+pub(super) fn booted(boot: &str) -> Options {
     Options { boot_id: Some(boot.to_owned()), ..Options::default() }
 }
 
 /// What the disk has of a copy's data.
 #[derive(Clone, Copy, Debug)]
-enum Damage {
+pub(super) enum Damage {
     /// All of it, and what was written to it.
     None,
     Empty,
@@ -35,7 +36,7 @@ enum Damage {
 const DAMAGES: [Damage; 4] = [Damage::None, Damage::Empty, Damage::HalfFilled, Damage::Cut];
 
 impl Damage {
-    fn on(self, path: &Path) {
+    pub(super) fn on(self, path: &Path) {
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
         let length = file.metadata().unwrap().len();
         match self {
@@ -50,16 +51,19 @@ impl Damage {
     }
 }
 
+/// What brings a file up.
+pub(super) type Change = fn(&View, &str);
+
 /// What is done before the power goes, and what has to be there then, by path: `Lower` is a whole lower file.
-struct Case {
-    what: &'static str,
-    act: fn(&View),
-    shown: &'static [(&'static str, Shown)],
-    gone: &'static [&'static str],
+pub(super) struct Case {
+    pub(super) what: &'static str,
+    pub(super) act: fn(&View, Change),
+    pub(super) shown: &'static [(&'static str, Shown)],
+    pub(super) gone: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Shown {
+pub(super) enum Shown {
     /// The content of the lower file of this name, and after a crash of the daemon alone that with a change in it.
     Lower(&'static str),
     /// A file that no copy-up made.
@@ -71,11 +75,11 @@ fn change(view: &View, path: &str) {
     view.write(path, 6000, b"CHANGED").unwrap();
 }
 
-const CASES: &[Case] = &[
-    Case { what: "as it is", act: |view| change(view, "d/f"), shown: &[("d/f", Lower("f"))], gone: &[] },
+pub(super) const CASES: &[Case] = &[
+    Case { what: "as it is", act: |view, change| change(view, "d/f"), shown: &[("d/f", Lower("f"))], gone: &[] },
     Case {
         what: "renamed",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.rename("d/f", "moved", PLAIN).unwrap();
         },
@@ -84,7 +88,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "renamed, the old name another file's",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.rename("d/f", "d/moved", PLAIN).unwrap();
             view.put("d/f", "new");
@@ -94,7 +98,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "linked",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.link("d/f", "link").unwrap();
         },
@@ -103,7 +107,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "linked, the first name deleted and another file's",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.link("d/f", "link").unwrap();
             view.unlink("d/f").unwrap();
@@ -114,7 +118,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "renamed over a lower file",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.rename("d/f", "g", PLAIN).unwrap();
         },
@@ -123,7 +127,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "renamed over another copy",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             change(view, "g");
             view.rename("d/f", "g", PLAIN).unwrap();
@@ -133,7 +137,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "exchanged with another copy",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             change(view, "g");
             view.rename("d/f", "g", EXCHANGE).unwrap();
@@ -143,7 +147,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "replaced by a new file",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.put("new", "new");
             view.rename("new", "d/f", PLAIN).unwrap();
@@ -153,7 +157,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "deleted",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.unlink("d/f").unwrap();
         },
@@ -162,7 +166,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "in a directory that was renamed after",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/f");
             view.rename("d", "moved", PLAIN).unwrap();
         },
@@ -171,7 +175,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "in a directory that was renamed before",
-        act: |view| {
+        act: |view, change| {
             view.rename("d", "moved", PLAIN).unwrap();
             change(view, "moved/f");
         },
@@ -180,7 +184,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "moved out of a renamed directory, which is another now",
-        act: |view| {
+        act: |view, change| {
             view.rename("d", "moved", PLAIN).unwrap();
             change(view, "moved/f");
             view.rename("moved/f", "f", PLAIN).unwrap();
@@ -192,13 +196,13 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "one of several names",
-        act: |view| change(view, "linked"),
+        act: |view, change| change(view, "linked"),
         shown: &[("linked", Lower("linked")), ("d/linked", Lower("linked"))],
         gone: &[],
     },
     Case {
         what: "several names, of which that of the copy is deleted",
-        act: |view| {
+        act: |view, change| {
             change(view, "linked");
             view.unlink("linked").unwrap();
         },
@@ -207,7 +211,7 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "several names, all of them elsewhere",
-        act: |view| {
+        act: |view, change| {
             change(view, "d/linked");
             view.rename("d/linked", "one", PLAIN).unwrap();
             view.rename("linked", "d/two", PLAIN).unwrap();
@@ -217,13 +221,13 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "of the top lower, over one of another",
-        act: |view| change(view, "both"),
+        act: |view, change| change(view, "both"),
         shown: &[("both", Lower("both"))],
         gone: &[],
     },
 ];
 
-fn lowers() -> Layers {
+pub(super) fn lowers() -> Layers {
     let layers = Layers::new(3);
     layers.file(2, "d/f", &content("f"));
     layers.file(1, "g", &content("g"));
@@ -238,19 +242,25 @@ fn lowers() -> Layers {
     layers
 }
 
-/// The files below a directory that have the mark of an uncommitted copy, each once.
+/// The uncommitted copies.
 fn marked(layers: &Layers) -> Vec<PathBuf> {
+    with_mark(layers, "layerfs.uncommitted")
+}
+
+/// The files of upper and of the index that have a mark, each once.
+pub(super) fn with_mark(layers: &Layers, wanted: &str) -> Vec<PathBuf> {
     let index = if privileged() { "index" } else { "layerfs/index" };
     let mut found = BTreeMap::new();
     let mut todo = vec![layers.upper(""), layers.work(index)];
-    while let Some(dir) = todo.pop().filter(|dir| dir.exists()) {
+    // The index is made when something is put there.
+    todo.retain(|dir| dir.exists());
+    while let Some(dir) = todo.pop() {
         for entry in dir.read_dir().unwrap() {
-            use std::os::unix::fs::MetadataExt;
             let path = entry.unwrap().path();
             let status = path.symlink_metadata().unwrap();
             if status.is_dir() {
                 todo.push(path);
-            } else if status.is_file() && get_xattr(&path, &mark("layerfs.uncommitted")).is_some() {
+            } else if status.is_file() && get_xattr(&path, &mark(wanted)).is_some() {
                 found.insert(status.ino(), path);
             }
         }
@@ -268,7 +278,7 @@ fn kept_aside(layers: &Layers) -> Vec<Vec<u8>> {
 fn after_the_cut(case: &Case, damage: Damage) -> (Layers, Vec<Vec<u8>>) {
     let layers = lowers();
     let view = layers.open_with(booted("first"));
-    (case.act)(&view);
+    (case.act)(&view, change);
     drop(view);
     let marked = marked(&layers);
     let held = marked.iter().map(|path| {
