@@ -121,6 +121,19 @@ impl Stack {
         Err(Errno::EIO)
     }
 
+    /// Whether an object that is no directory has marks that only a directory with the mark for that is searched for.
+    ///
+    /// # Errors
+    /// As listxattr(2).
+    pub fn has_marks(&self, dir: &Arc<RealDir>, name: &Name, st: &Stat) -> Result<bool> {
+        if !st.is_file() {
+            return Ok(self.file_mark(dir, name, st, Mark::Origin)?.is_some());
+        }
+        let names = self.xattr_names_at(dir, name)?;
+        let marks = [Mark::Origin, Mark::Metacopy, Mark::Device].map(|mark| self.namespace().name(mark).to_bytes());
+        Ok(names.split(|b| *b == 0).any(|name| marks.contains(&name)))
+    }
+
     /// Reads the marks of an object that is no directory; of a layer whose marks don't count, none.
     ///
     /// # Errors

@@ -149,10 +149,10 @@ impl Stack {
         }
     }
 
-    /// Looks at every file of upper and of the index.
+    /// Looks at everything in upper and in the index.
     fn search(&self) -> Result<Search> {
         let mut search = Search::default();
-        self.each_file(&*self.upper_root().ok_or(Errno::EROFS)?, |dir, name, stat| {
+        self.each_below(&*self.upper_root().ok_or(Errno::EROFS)?, |dir, name, stat| {
             let dir = self.as_upper(dir).ok_or(Errno::EIO)?;
             self.look_at(&dir, name, stat, &mut search).map(|()| true)
         })?;
@@ -170,22 +170,19 @@ impl Stack {
         Ok(search)
     }
 
-    /// Visits every file below a directory of one layer, until it has seen enough and says so with false.
-    fn each_file(
+    /// Visits everything but directories below a directory of one layer, until it has seen enough and says so with false.
+    fn each_below(
         &self,
         root: &Arc<RealDir>,
         mut visit: impl FnMut(&Arc<RealDir>, &Name, &Stat) -> Result<bool>,
     ) -> Result<()> {
         let mut dirs = vec![root.clone()];
         while let Some(dir) = dirs.pop() {
-            for (name, kind) in entries(self.open_dir_readable(&dir)?.as_fd())? {
-                if !matches!(kind, libc::DT_REG | libc::DT_DIR | libc::DT_UNKNOWN) {
-                    continue;
-                }
+            for name in names(self.open_dir_readable(&dir)?.as_fd())? {
                 let Some(stat) = self.stat_at(&dir, &name)? else { continue };
                 if stat.is_dir() {
                     dirs.extend(Some(self.child_dir(&dir, &name, &stat)?).filter(|child| !child.is_void()));
-                } else if stat.is_file() && !visit(&dir, &name, &stat)? {
+                } else if !visit(&dir, &name, &stat)? {
                     return Ok(());
                 }
             }
@@ -200,8 +197,8 @@ impl Stack {
     pub fn search_origin(&self, origin: &Origin) -> Result<Option<Stat>> {
         let mut found = None;
         for layer in self.layers().iter().filter(|layer| !layer.root.layer.is_upper()) {
-            self.each_file(&layer.root, |dir, name, stat| {
-                if stat.nlink > 1 && self.origin_of(dir, name)?.as_ref() == Some(origin) {
+            self.each_below(&layer.root, |dir, name, stat| {
+                if stat.is_file() && stat.nlink > 1 && self.origin_of(dir, name)?.as_ref() == Some(origin) {
                     found = Some(*stat);
                 }
                 Ok(found.is_none())
@@ -214,6 +211,13 @@ impl Stack {
     }
 
     fn look_at(&self, dir: &UpperDir, name: &Name, stat: &Stat, search: &mut Search) -> Result<()> {
+        // The sign that a directory has copies comes before them, but on btrfs it may be lost alone.
+        if !self.is_impure(dir)? && self.has_marks(dir, name, stat)? {
+            self.set_impure(dir)?;
+        }
+        if !stat.is_file() {
+            return Ok(());
+        }
         if let Some(found) = self.marked(dir, name)? {
             search.uncommitted.push(found);
         } else if stat.size == 0 && self.xattr_at(dir, name, self.namespace().name(Mark::Metacopy))?.is_some() {
@@ -389,14 +393,13 @@ fn parse(value: &[u8], name: &Name) -> Option<Uncommitted> {
     mark
 }
 
-/// The names in a directory, and their types.
-fn entries(dir: BorrowedFd<'_>) -> Result<Vec<(Name, u8)>> {
-    let mut entries = Vec::new();
+fn names(dir: BorrowedFd<'_>) -> Result<Vec<Name>> {
+    let mut names = Vec::new();
     sys::dir::for_each(dir, |entry| {
-        entries.extend(Name::new(entry.name).map(|name| (name, entry.kind)));
+        names.extend(Name::new(entry.name));
         true
     })?;
-    Ok(entries)
+    Ok(names)
 }
 
 /// Opens the file that a path leads to in one layer.

@@ -26,6 +26,11 @@ pub fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     xattr::get(Target::Fd(object(path).unwrap().as_fd()), &xname(name)).ok()
 }
 
+/// Removes an extended attribute of `path` itself.
+pub fn remove_xattr(path: &Path, name: &str) {
+    xattr::remove(Target::Fd(object(path).unwrap().as_fd()), &xname(name)).unwrap();
+}
+
 /// Every extended attribute of `path` itself.
 pub fn all_xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let list = xattr::list(Target::Fd(object(path).unwrap().as_fd())).unwrap();
