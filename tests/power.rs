@@ -17,6 +17,8 @@ mod machine;
 #[path = "power/worker.rs"]
 mod worker;
 
+use std::fs;
+use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
@@ -94,26 +96,64 @@ fn an_orderly_end_loses_nothing() {
     }
 }
 
-/// Its name is there after the cut, in a directory that came up for it, too.
+/// Its name is there after the cut, in a directory that came up for it, too. Each is alone on its disk: others would bring it
+/// there with them.
 fn what_was_just_synced_has_its_name() {
+    type Act = fn(&Union);
+    let cases: [(&str, Act, &str); 5] = [
+        ("a copy", |union| sync(union, "w0/sub/c", "synced"), "w0/sub/c"),
+        ("a copy with several names", |union| sync(union, "w0/a", "synced"), "w0/sub/linked"),
+        (
+            "a link of a copy",
+            |union| {
+                append(union.at("w0/c"), "synced");
+                fs::create_dir(union.at("w0/new")).expect("mkdir");
+                fs::hard_link(union.at("w0/c"), union.at("w0/new/c")).expect("link");
+                sync(union, "w0/c", "");
+            },
+            "w0/new/c",
+        ),
+        (
+            "a file over a whiteout",
+            |union| {
+                fs::remove_file(union.at("w0/sub/c")).expect("unlink");
+                sync(union, "w0/sub/c", "synced");
+            },
+            "w0/sub/c",
+        ),
+        (
+            "a new file in a new directory",
+            |union| {
+                fs::create_dir(union.at("w0/sub/new")).expect("mkdir");
+                sync(union, "w0/sub/new/file", "synced");
+            },
+            "w0/sub/new/file",
+        ),
+    ];
     for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
         let machine = Machine::new(kind);
-        let mut run = machine.prepare(&[]);
-        let sync = |path: &str, content: &str| {
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(run.union.at(path)).expect(path);
-            std::io::Write::write_all(&mut &file, content.as_bytes()).expect(path);
-            file.sync_all().expect(path);
-        };
-        sync("w0/c", "appended");
-        std::fs::remove_file(run.union.at("w1/c")).expect("unlink");
-        sync("w1/c", "over a whiteout");
-        run.cut("now-synced");
-        run.end(Union::umount);
-        machine.recovered("now-synced", |view| {
-            assert!(view.read("w0/c").expect("read").ends_with(b"appended"), "{kind:?}");
-            assert_eq!(view.read("w1/c").expect("read"), b"over a whiteout", "{kind:?}");
-        });
+        for (what, act, path) in cases {
+            let mut run = machine.prepare(&[]);
+            // The first change of a mount syncs a sign in the work directory.
+            append(run.union.at("w1/c"), "first");
+            run.write_out();
+            act(&run.union);
+            run.cut("now-synced");
+            run.end(Union::umount);
+            machine.recovered("now-synced", |view| {
+                let read = view.read(path).unwrap_or_default();
+                assert!(read.ends_with(b"synced"), "{kind:?}, {what}: {}", String::from_utf8_lossy(&read));
+            });
+            machine.forget("now-synced");
+        }
     }
+}
+
+/// Appends to a file, which is made if there is none, and syncs it.
+fn sync(union: &Union, path: &str, content: &str) {
+    let file = fs::OpenOptions::new().append(true).create(true).open(union.at(path)).expect(path);
+    (&file).write_all(content.as_bytes()).expect(path);
+    file.sync_all().expect(path);
 }
 
 /// Nobody syncs anything: a while after a copy-up the copy is what the disk has.

@@ -30,12 +30,15 @@ const OPEN_DIRS: usize = 160;
 /// The longest relative path given to one system call when a directory is reopened, in bytes (`PATH_MAX` is 4096).
 const REOPEN_CHUNK: usize = 4000;
 
+/// The number of btrfs in statfs(2).
+pub(super) const BTRFS: i64 = 0x9123_683e;
+
 /// Filesystems by their numbers in statfs(2): what they are called, and whether their directories list whatever can be looked
 /// up in them. Others may have names that only a lookup finds (snapshots), or be changed from elsewhere.
 const FILESYSTEMS: [(i64, &str, bool); 11] = [
     (0xef53, "ext4", true),
     (0x5846_5342, "xfs", true),
-    (0x9123_683e, "btrfs", true),
+    (BTRFS, "btrfs", true),
     (0xf2f5_2010, "f2fs", true),
     (0x0102_1994, "tmpfs", true),
     (0x794c_7630, "overlay", true),

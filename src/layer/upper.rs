@@ -196,12 +196,12 @@ impl Upper {
             SetupError::new(format!("can't read the private marks ({e})"), path, "check its owner and mode")
         })?;
         Ok(Self {
+            stager: Stager::new(work.stage.as_fd()),
             work,
             namespace,
             xattr_permissions,
             private,
             lists: Lists::default(),
-            stager: Stager::default(),
             copier,
             whiteouts,
             index: OnceLock::new(),

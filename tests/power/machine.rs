@@ -1,12 +1,14 @@
 //! A machine with a disk, on which a mounted union is worked in until the power goes.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use nix::unistd::syncfs;
 
 use super::check::{Layers, seen_in};
 use super::disk::{Disk, Host, Kind};
@@ -89,6 +91,12 @@ impl Machine {
         run
     }
 
+    /// Throws away the disk of a run that has ended, and what a cut left.
+    pub fn forget(&self, cut: &str) {
+        self.host.remove(cut);
+        self.host.remove("now");
+    }
+
     /// Turns on what a disk held, recovers the union on it, looks at that, and ends it cleanly.
     pub fn recovered(&self, disk: &str, look: impl FnOnce(&View)) {
         let disk = self.host.turn_on_again(disk, self.kind);
@@ -134,6 +142,12 @@ impl Run<'_> {
 
     fn all(&self) -> impl Iterator<Item = std::sync::MutexGuard<'_, History>> {
         self.histories.iter().map(locked)
+    }
+
+    /// Brings everything so far to the disk.
+    pub fn write_out(&self) {
+        let disk = self.disk.as_ref().expect("a disk");
+        syncfs(File::open(disk.root()).expect("the disk")).expect("syncfs");
     }
 
     /// The power goes. What went on is on another disk than what the disk held.
