@@ -121,7 +121,7 @@ impl Stack {
         Err(Errno::EIO)
     }
 
-    /// Whether an object that is no directory has marks that only a directory with the mark for that is searched for.
+    /// Whether an object that is no directory has marks that are looked for in impure directories only.
     ///
     /// # Errors
     /// As listxattr(2).
