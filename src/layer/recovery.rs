@@ -161,9 +161,10 @@ impl Stack {
             let value = upper.indexed_mark(&name, Mark::Uncommitted)?;
             if let Some(mark) = value.and_then(|value| parse(&value, &name)) {
                 search.uncommitted.push(Found { place: Place::Index(name), mark });
-            } else if upper.indexed(&name)?.is_some_and(|stat| stat.is_file() && stat.size == 0)
+            } else if upper.indexed(&name)?.is_some_and(|stat| stat.is_file() && stat.size == 0 && stat.nlink == 1)
                 && upper.indexed_mark(&name, Mark::Metacopy)?.is_some()
             {
+                // What has other names was found by those, which lead to its lower file without a search.
                 search.sizeless.push(Place::Index(name));
             }
         }

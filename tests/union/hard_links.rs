@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::fixture::{EXCHANGE, Layers, PLAIN, View, name, set_mode, snapshot};
+use layerfs::error::Errno;
+
+use super::fixture::{EXCHANGE, Layers, PLAIN, View, name, privileged, read_all, set_mode, snapshot, write_all};
 
 /// A lower file with the names `a`, `b` and `d/c`.
 fn linked() -> (Layers, View) {
@@ -100,6 +102,38 @@ fn a_copy_outlives_the_name_that_it_was_made_under() {
         check(&view, &["e", "c"], "UPPER", 2);
         assert_eq!(view.stat("c").unwrap().mode & 0o777, 0o600);
     }
+}
+
+/// Nothing but a descriptor leads to it then, which has to outlive more open files than are kept.
+#[cfg(debug_assertions)]
+#[test]
+fn a_copy_without_a_name_or_a_place_in_the_index_is_not_lost() {
+    use layerfs::sys::fault::{self, Calls};
+    let others: Vec<String> = (0..150).map(|n| format!("others/{n}")).collect();
+    let mut without_a_place = 0;
+    for call in 0.. {
+        let layers = Layers::new(1);
+        let a = layers.file(0, "a", "lower");
+        std::fs::hard_link(&a, layers.lower(0, "d/b")).unwrap();
+        others.iter().for_each(|other| drop(layers.file(0, other, other)));
+        let view = layers.open();
+        let held = view.hold("a").unwrap();
+        view.unlink("a").unwrap();
+        fault::arm(call, Errno::EMLINK, Calls::One);
+        let written = write_all(&view.union, held.ino, 0, b"UPPER");
+        if !fault::disarm() {
+            break;
+        }
+        if written.is_err() {
+            continue;
+        }
+        let held_others: Vec<_> = others.iter().map(|other| view.hold(other).unwrap()).collect();
+        held_others.iter().for_each(|other| drop(read_all(&view.union, other.ino).unwrap()));
+        assert_eq!(read_all(&view.union, held.ino).unwrap(), b"UPPER", "after call {call} failed");
+        let index = layers.work(if privileged() { "index" } else { "layerfs/index" });
+        without_a_place += usize::from(index.read_dir().map_or(0, Iterator::count) == 0);
+    }
+    assert!(without_a_place > 0, "the index has refused it once");
 }
 
 #[test]
