@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 
-    /// Only the mounts whose name contains this, beside the kernel's default; may be given several times
+    /// Only the mount with this name or, if there is none, those whose name contains it, beside the kernel's default; may be given several times
     #[arg(long, value_name = "TEXT")]
     mounts: Vec<String>,
 
@@ -154,7 +154,9 @@ fn contestants(args: &Args, binary: &Path) -> anyhow::Result<Vec<Contestant>> {
     if let Some(other) = &args.other {
         all.extend(mounts::layerfs(other, "other")?);
     }
-    let wanted = |name: &str| args.mounts.is_empty() || args.mounts.iter().any(|text| name.contains(text.as_str()));
+    let names: Vec<String> = all.iter().map(|contestant| contestant.name.clone()).collect();
+    let means = |text: &String, name: &str| if names.contains(text) { text == name } else { name.contains(text) };
+    let wanted = |name: &str| args.mounts.is_empty() || args.mounts.iter().any(|text| means(text, name));
     // What all others are compared with is the first.
     let mut index = 0..;
     all.retain(|contestant| index.next() == Some(0) || wanted(&contestant.name));

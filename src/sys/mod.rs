@@ -11,6 +11,7 @@ pub mod handle;
 pub mod memory;
 pub mod mount;
 pub mod posix;
+pub mod priority;
 pub mod privilege;
 pub mod process;
 pub mod trace;

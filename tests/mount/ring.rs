@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, Whence, lseek, sysconf};
@@ -22,6 +23,7 @@ pub fn tests() -> Vec<Test> {
     if !of_the_run.split(',').any(|option| option.starts_with("io=") || option.starts_with("io_uring=")) {
         tests.extend([t!(on_or_no_mount), t!(never_with_passthrough).root(), t!(off)]);
         tests.extend(offered().then(|| t!(each_core_has_a_worker)));
+        tests.extend(offered().then(|| t!(busy_workers_have_idle_priority).root()));
     }
     tests
 }
@@ -86,6 +88,37 @@ fn each_core_has_a_worker() {
         assert!(workers(&union).contains(&format!("ring-{core}-0\n")), "{:?}", workers(&union));
     }
     union.umount();
+}
+
+/// Only while they are busy: a worker that waits must get its turn when it is asked.
+fn busy_workers_have_idle_priority() {
+    let mut union = Union::new(1).arguments(&ON);
+    union.mount();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut n = 0;
+    while lowered(&union) == 0 {
+        assert!(Instant::now() < deadline, "all workers keep their priority");
+        for _ in 0..1000 {
+            n += 1;
+            assert!(!union.at(&format!("missing{n}")).exists());
+        }
+    }
+    while lowered(&union) > 0 {
+        assert!(Instant::now() < deadline, "a worker that nobody asks has idle priority");
+        thread::sleep(Duration::from_millis(1));
+    }
+    union.umount();
+}
+
+/// How many threads of the mount's daemon have idle priority.
+fn lowered(union: &Union) -> usize {
+    const SCHED_IDLE: &str = "5";
+    let daemons = processes_of(union.point().as_os_str());
+    let tasks = daemons.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads"));
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    // proc(5): after the name the fields are counted from 3, and the policy is the 41st.
+    let policy = |stat: &String| Some(stat.rsplit_once(") ")?.1.split(' ').nth(41 - 3)? == SCHED_IDLE);
+    stats.filter(|stat| policy(stat).expect("a policy")).count()
 }
 
 /// Twenty threads on one core ask for data that the kernel must write back first, which are requests of that core, too.

@@ -1,9 +1,10 @@
 //! FUSE over io_uring: each core has a queue, whose requests are answered on that core, so that no other one has to wake up.
 //!
 //! `/dev/fuse` stays beside it for the handshake, for what the kernel forgets, and for notifications. `worker` takes requests
-//! and gives answers; `requests` runs one; `abi` has the protocol's bytes.
+//! and gives answers; `requests` runs one; `abi` has the protocol's bytes. `governor` gives busy workers idle priority.
 
 mod abi;
+mod governor;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::sync::mpsc::channel;
 
 use crate::fuse::operations::Operations;
 use crate::sys::uring;
+use governor::Governor;
 use worker::Queue;
 
 /// With more cores than this a mount would need too many threads to have them unasked.
@@ -41,7 +43,9 @@ impl Rings {
     /// When a thread or a ring can't be made.
     pub(super) fn start(operations: &Arc<Operations>, device: &Arc<OwnedFd>) -> io::Result<Self> {
         let cores = 0..uring::possible_cores()?;
-        let queues: Vec<_> = cores.map(|core| Queue::new(core, operations.clone(), device.clone())).collect();
+        let governor = Governor::start();
+        let queue = |core| Queue::new(core, operations.clone(), device.clone(), governor.clone());
+        let queues: Vec<_> = cores.map(queue).collect();
         let (registered, outcomes) = channel();
         queues.iter().try_for_each(|queue| queue.start(queues.len(), registered.clone()))?;
         // Heard of all when each has dropped its end, and we ours.

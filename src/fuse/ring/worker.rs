@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use crate::error::Errno;
 use crate::fuse::capabilities::MAX_WRITE;
 use crate::fuse::operations::Operations;
+use crate::fuse::ring::governor::{Governor, Report};
 use crate::fuse::ring::requests;
 use crate::sys::uring::Entry;
 
@@ -44,6 +45,7 @@ pub(super) struct Queue {
     core: usize,
     operations: Arc<Operations>,
     device: Arc<OwnedFd>,
+    governor: Arc<Governor>,
     /// All workers, and those of them that have no request, or don't stand in the queue yet.
     workers: AtomicUsize,
     idle: AtomicUsize,
@@ -54,9 +56,14 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(core: usize, operations: Arc<Operations>, device: Arc<OwnedFd>) -> Arc<Self> {
+    pub(super) fn new(
+        core: usize,
+        operations: Arc<Operations>,
+        device: Arc<OwnedFd>,
+        governor: Arc<Governor>,
+    ) -> Arc<Self> {
         let [workers, idle, starting] = [const { AtomicUsize::new(0) }; 3];
-        Arc::new(Self { core, operations, device, workers, idle, starting, over: AtomicBool::new(false) })
+        Arc::new(Self { core, operations, device, governor, workers, idle, starting, over: AtomicBool::new(false) })
     }
 
     /// Starts the first workers of one of so many queues; `registered` hears when the entry of one stands in the queue, or why
@@ -96,6 +103,7 @@ impl Queue {
     }
 
     fn work(self: &Arc<Self>, registered: Registered) {
+        let report = self.governor.watch();
         self.stay_on_core();
         let entry = self.entry();
         self.starting.fetch_sub(1, Ordering::SeqCst);
@@ -112,7 +120,7 @@ impl Queue {
         // Who starts several hears of the last one so.
         drop(registered);
         if let Ok(entry) = entry {
-            self.serve(entry);
+            self.serve(entry, &report);
         }
         self.leave();
     }
@@ -123,7 +131,7 @@ impl Queue {
         Ok(entry)
     }
 
-    fn serve(self: &Arc<Self>, mut entry: Entry) {
+    fn serve(self: &Arc<Self>, mut entry: Entry, report: &Report) {
         loop {
             match entry.wait() {
                 Ok(()) => {}
@@ -140,6 +148,7 @@ impl Queue {
             }
             let answer = requests::serve(&self.operations, entry.request(), || self.have_others_ready());
             entry.answer(answer);
+            report.answered();
             self.idle.fetch_add(1, Ordering::SeqCst);
         }
     }
