@@ -1,6 +1,6 @@
 //! fuser's trait: each method converts, has its operation run, and answers.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -21,6 +21,7 @@ use crate::error::{Errno, Result};
 use crate::fuse::call::call;
 use crate::fuse::capabilities::{Mount, negotiate};
 use crate::fuse::convert;
+use crate::fuse::governor::{Governor, Report};
 use crate::fuse::opens::{Opens, Way};
 use crate::fuse::operations::{Operations, Value, Write, is_for_writing};
 use crate::fuse::seek::{Seek, Seeker};
@@ -35,6 +36,8 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 thread_local! {
     /// Each worker's buffer for reads.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Each worker's word to the governor.
+    static REPORT: OnceCell<Report> = const { OnceCell::new() };
 }
 
 /// The operations behind fuser's trait.
@@ -44,11 +47,17 @@ pub(super) struct Adapter {
     seeker: Seeker,
     opens: Opens,
     ring: Ring,
+    governor: Arc<Governor>,
 }
 
 impl Adapter {
-    pub(super) fn new(operations: Arc<Operations>, ring: Ring) -> io::Result<Self> {
-        Ok(Self { seeker: Seeker::start(operations.clone())?, operations, opens: Opens::default(), ring })
+    pub(super) fn new(operations: Arc<Operations>, ring: Ring, governor: Arc<Governor>) -> io::Result<Self> {
+        Ok(Self { seeker: Seeker::start(operations.clone())?, operations, opens: Opens::default(), ring, governor })
+    }
+
+    /// What comes in numbers begins with this: who asks is of interest to the governor.
+    fn is_asked_by(&self, req: &Request) {
+        REPORT.with(|report| report.get_or_init(|| self.governor.watch(false)).is_asked_by(req.pid()));
     }
 
     /// How long the kernel may keep a file's attributes: not at all while it writes to the file by itself.
@@ -131,7 +140,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.is_asked_by(req);
         match self.operations.lookup(parent.0, name.as_bytes()).transpose() {
             Some(found) => self.entry(reply, found),
             None => reply.entry(&self.operations.ttl(), &convert::absent(), GENERATION),
@@ -142,7 +152,8 @@ impl Filesystem for Adapter {
         self.operations.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.is_asked_by(req);
         self.attr(reply, self.operations.getattr(ino.0));
     }
 
@@ -164,6 +175,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.is_asked_by(req);
         let change = SetAttr {
             mode,
             uid,
@@ -176,7 +188,8 @@ impl Filesystem for Adapter {
         self.attr(reply, self.operations.setattr(&convert::caller(req, 0), ino.0, change, ctime.is_some()));
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.is_asked_by(req);
         match self.operations.readlink(ino.0) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(convert::errno(e)),
@@ -184,25 +197,30 @@ impl Filesystem for Adapter {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.is_asked_by(req);
         let caller = convert::caller(req, umask);
         let rdev = convert::decode_dev(rdev);
         self.entry(reply, self.operations.mknod(&caller, parent.0, name.as_bytes(), mode, rdev));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.is_asked_by(req);
         let caller = convert::caller(req, umask);
         self.entry(reply, self.operations.mkdir(&caller, parent.0, name.as_bytes(), mode));
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.is_asked_by(req);
         empty(reply, self.operations.unlink(parent.0, name.as_bytes()));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.is_asked_by(req);
         empty(reply, self.operations.rmdir(parent.0, name.as_bytes()));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.is_asked_by(req);
         let caller = convert::caller(req, 0);
         let target = target.as_os_str().as_bytes();
         self.entry(reply, self.operations.symlink(&caller, parent.0, name.as_bytes(), target));
@@ -210,7 +228,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -218,15 +236,18 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.is_asked_by(req);
         let (from, to) = ((parent.0, name.as_bytes()), (newparent.0, newname.as_bytes()));
         empty(reply, self.operations.rename(from, to, flags.bits()));
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.is_asked_by(req);
         self.entry(reply, self.operations.link(ino.0, newparent.0, newname.as_bytes()));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.is_asked_by(req);
         let write = is_for_writing(flags.0);
         match self.operations.open(&convert::caller(req, 0), ino.0, flags.0) {
             Ok(()) if !self.operations.granted().passthrough => reply.opened(NO_HANDLE, FopenFlags::empty()),
@@ -265,7 +286,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -274,6 +295,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.is_asked_by(req);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -299,6 +321,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.is_asked_by(req);
         let write = Write {
             cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             kill_setid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
@@ -315,7 +338,8 @@ impl Filesystem for Adapter {
         empty(reply, self.operations.fsync(ino.0, datasync));
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.is_asked_by(req);
         match self.operations.opendir(ino.0) {
             Ok(true) => reply.opened(NO_HANDLE, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
             Ok(false) => reply.opened(NO_HANDLE, FopenFlags::empty()),
@@ -327,7 +351,8 @@ impl Filesystem for Adapter {
         empty(reply, self.operations.releasedir(ino.0));
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.is_asked_by(req);
         let result = self.operations.readdir(ino.0, offset, &mut |entry| {
             let name = OsStr::from_bytes(entry.name);
             !reply.add(INodeNo(entry.ino), entry.next, convert::file_type(entry.kind), name)
@@ -338,7 +363,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.is_asked_by(req);
         let result = self.operations.readdirplus(ino.0, offset, &mut |entry, attr| {
             // What can't be looked up is asked for again, and then fails.
             let ttl = if entry.resolved { self.ttl_of(attr) } else { Duration::ZERO };
@@ -377,19 +403,23 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        self.is_asked_by(req);
         let caller = convert::caller(req, 0);
         empty(reply, self.operations.setxattr(&caller, ino.0, name.as_bytes(), value, flags));
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.is_asked_by(req);
         xattr(reply, self.operations.getxattr(ino.0, name.as_bytes(), size));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.is_asked_by(req);
         xattr(reply, self.operations.listxattr(&convert::caller(req, 0), ino.0, size));
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.is_asked_by(req);
         empty(reply, self.operations.removexattr(ino.0, name.as_bytes()));
     }
 
@@ -408,6 +438,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        self.is_asked_by(req);
         let caller = convert::caller(req, umask);
         let result = self.operations.create(&caller, parent.0, name.as_bytes(), mode);
         let attr = match result.and_then(|attr| convert::attr(&attr)) {

@@ -4,7 +4,7 @@
 //! from fuser's types, over `/dev/fuse`, and `ring` from bytes, over io_uring. `call` runs an operation so that a panic costs
 //! one EIO; `convert` holds the conversions between fuser's types and ours; `capabilities` says what is asked of the kernel and why; `seek`
 //! has the one operation that waits for others; `stale` has the kernel ask again for what it may know wrongly; `opens` says
-//! which files the kernel reads and writes by itself.
+//! which files the kernel reads and writes by itself; `governor` gives busy workers idle priority.
 
 // What a layer or a caller supplies must never end the daemon.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
@@ -13,6 +13,7 @@ mod adapter;
 mod call;
 mod capabilities;
 mod convert;
+mod governor;
 mod killpriv;
 mod opens;
 mod operations;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use crate::sys;
 use crate::union::{Io, Union};
 use adapter::Adapter;
+use governor::Governor;
 use operations::Operations;
 use ring::Rings;
 
@@ -100,7 +102,8 @@ impl Server {
         let device = Arc::new(dev_fuse.try_clone()?);
         let io = union.options().io;
         let operations = Arc::new(Operations::new(union, options.timeout, &notifier)?);
-        let adapter = Adapter::new(operations.clone(), options.ring)?;
+        let governor = Governor::start();
+        let adapter = Adapter::new(operations.clone(), options.ring, governor.clone())?;
         // Who may do what is the kernel's to decide (default_permissions, allow_other), not the session's.
         let session = fuser::Session::from_fd(adapter, dev_fuse, fuser::SessionACL::All, config)?;
         if io == Io::Passthrough {
@@ -108,7 +111,7 @@ impl Server {
         }
         // Nothing is asked for before `run`.
         notifier.get_or_init(|| session.notifier());
-        let rings = operations.granted().ring.then(|| Rings::start(&operations, &device)).transpose();
+        let rings = operations.granted().ring.then(|| Rings::start(&operations, &device, &governor)).transpose();
         let rings = rings.map_err(|e| io::Error::other(format!("io_uring fails ({e}): mount with io_uring=off")))?;
         Ok(Self { session, rings })
     }

@@ -53,6 +53,13 @@ fn niceness() -> libc::c_int {
     unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
 }
 
+/// The core on which a thread, of whatever process, runs or ran last; `None` if there is none, or it can't be seen.
+pub fn core_of(thread: u32) -> Option<usize> {
+    let stat = std::fs::read_to_string(format!("/proc/{thread}/stat")).ok()?;
+    // The second field is the thread's name, in parentheses; the core is the 39th (proc(5)).
+    stat.rsplit_once(") ")?.1.split(' ').nth(39 - 3)?.parse().ok()
+}
+
 /// The account of how long a thread waited.
 #[derive(Debug)]
 pub struct Waits(File);
@@ -88,6 +95,13 @@ mod tests {
         let idle = || set_idle(gettid(), true).map(|()| is_ordinary(gettid()));
         // In a thread that ends with it: not everybody may take it away again.
         assert_eq!(std::thread::spawn(idle).join().unwrap(), Ok(false));
+    }
+
+    #[test]
+    fn a_thread_is_on_one_core() {
+        let core = core_of(std::process::id()).unwrap();
+        assert!(nix::sched::sched_getaffinity(gettid()).unwrap().is_set(core).unwrap());
+        assert_eq!(core_of(u32::MAX), None);
     }
 
     #[test]

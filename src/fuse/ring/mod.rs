@@ -1,10 +1,9 @@
 //! FUSE over io_uring: each core has a queue, whose requests are answered on that core, so that no other one has to wake up.
 //!
 //! `/dev/fuse` stays beside it for the handshake, for what the kernel forgets, and for notifications. `worker` takes requests
-//! and gives answers; `requests` runs one; `abi` has the protocol's bytes. `governor` gives busy workers idle priority.
+//! and gives answers; `requests` runs one; `abi` has the protocol's bytes.
 
 mod abi;
-mod governor;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -15,9 +14,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
+use crate::fuse::governor::Governor;
 use crate::fuse::operations::Operations;
 use crate::sys::uring;
-use governor::Governor;
 use worker::Queue;
 
 /// With more cores than this a mount would need too many threads to have them unasked.
@@ -41,9 +40,12 @@ impl Rings {
     ///
     /// # Errors
     /// When a thread or a ring can't be made.
-    pub(super) fn start(operations: &Arc<Operations>, device: &Arc<OwnedFd>) -> io::Result<Self> {
+    pub(super) fn start(
+        operations: &Arc<Operations>,
+        device: &Arc<OwnedFd>,
+        governor: &Arc<Governor>,
+    ) -> io::Result<Self> {
         let cores = 0..uring::possible_cores()?;
-        let governor = Governor::start();
         let queue = |core| Queue::new(core, operations.clone(), device.clone(), governor.clone());
         let queues: Vec<_> = cores.map(queue).collect();
         let (registered, outcomes) = channel();

@@ -16,8 +16,8 @@ use nix::unistd::Pid;
 
 use crate::error::Errno;
 use crate::fuse::capabilities::MAX_WRITE;
+use crate::fuse::governor::{Governor, Report};
 use crate::fuse::operations::Operations;
-use crate::fuse::ring::governor::{Governor, Report};
 use crate::fuse::ring::requests;
 use crate::sys::uring::Entry;
 
@@ -103,7 +103,7 @@ impl Queue {
     }
 
     fn work(self: &Arc<Self>, registered: Registered) {
-        let report = self.governor.watch();
+        let report = self.governor.watch(true);
         self.stay_on_core();
         let entry = self.entry();
         self.starting.fetch_sub(1, Ordering::SeqCst);

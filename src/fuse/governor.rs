@@ -3,7 +3,7 @@
 //! An answer wakes its caller while the worker still has the core. So the kernel looks for an idle one, and the caller moves
 //! there: another core has to be woken, and with the next request, which comes from there, the first one again. That is most
 //! of what a request costs. But a core with nothing on it that has more than idle priority counts as idle (seen on 6.18), and
-//! the caller stays.
+//! the caller stays. A worker that has its requests from anywhere is bound to the core of its last caller for that.
 //!
 //! Such a worker gets next to nothing of a core that others of its scheduling group want. So each is looked at in short
 //! intervals: one that answered nothing is raised again, be it that nobody asked or that it did not get its turn, and who had
@@ -15,19 +15,25 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
 
+use crate::error::Errno;
 use crate::sys::priority::{self, Waits};
 
 /// How often the workers are looked at, while there are requests.
 const INTERVAL: Duration = Duration::from_millis(2);
 /// With so many answers in an interval a worker gets idle priority.
 const BUSY: u32 = 8;
-/// Who had to wait for so much of an interval shares its core with others.
-const CROWDED: Duration = Duration::from_micros(1500);
+/// Who is asked by another one more often than once in so many requests is not bound to anybody's core.
+const CALLER_STAYS: u32 = 4;
+/// Who had to wait for its core for so long before an answer, on the average, shares it with others than its caller.
+const CROWDED: Duration = Duration::from_micros(250);
+/// Who had to wait for so long and gave no answer did not get its turn.
+const STARVED: Duration = Duration::from_micros(1500);
 /// How long such a worker does not get idle priority again.
-const RESPITE: Duration = Duration::from_millis(100);
+const RESPITE: Duration = Duration::from_millis(50);
 /// After so many intervals without a request nobody is looked at until there are some again.
 const QUIET: u32 = 8;
 /// After so many answers the governor is woken. (A power of two: the count may wrap.)
@@ -55,6 +61,12 @@ struct Shared {
 struct Worker {
     thread: Pid,
     answers: AtomicU32,
+    /// Whether it runs on its callers' core anyway.
+    bound: bool,
+    /// The last one's number.
+    caller: AtomicU32,
+    /// How often it was another one than before.
+    changes: AtomicU32,
     over: AtomicBool,
 }
 
@@ -77,10 +89,11 @@ impl Governor {
         Arc::new(Self { thread: started.ok().map(|started| started.thread().clone()), shared })
     }
 
-    /// Looks at the calling thread, too, from now on.
-    pub(super) fn watch(self: &Arc<Self>) -> Report {
-        let worker = Worker { thread: gettid(), answers: AtomicU32::new(0), over: AtomicBool::new(false) };
-        let worker = Arc::new(worker);
+    /// Looks at the calling thread, too, from now on. `bound`: it has no requests but those from the core that it is bound to.
+    pub(super) fn watch(self: &Arc<Self>, bound: bool) -> Report {
+        let [answers, caller, changes] = [const { AtomicU32::new(0) }; 3];
+        let worker =
+            Arc::new(Worker { thread: gettid(), answers, bound, caller, changes, over: AtomicBool::new(false) });
         if self.shared.governs.load(Ordering::Relaxed) {
             // A busy worker may have started this one.
             worker.set_idle(false);
@@ -94,7 +107,15 @@ impl Governor {
 }
 
 impl Report {
-    /// Before the worker waits for its next request.
+    /// The worker has a request from a thread with that number.
+    pub(super) fn is_asked_by(&self, caller: u32) {
+        if self.worker.caller.swap(caller, Ordering::Relaxed) != caller {
+            self.worker.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.answered();
+    }
+
+    /// The worker, which is bound to its callers' core, has answered a request.
     pub(super) fn answered(&self) {
         let answers = self.worker.answers.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         if answers.is_multiple_of(WAKING) && self.governor.shared.asleep.load(Ordering::Relaxed) {
@@ -160,13 +181,23 @@ fn govern(shared: &Shared) -> ! {
 #[derive(Debug)]
 struct Watched {
     worker: Arc<Worker>,
+    /// Where it may run.
+    cores: CpuSet,
     waits: Waits,
     waited: Duration,
     answers: u32,
-    idle: bool,
+    changes: u32,
+    lowered: Option<Lowered>,
     /// It was raised, and has not answered since: it is not known whether it waited for a request or for its turn.
     raised: bool,
     spared_until: Option<Instant>,
+}
+
+/// A worker has idle priority.
+#[derive(PartialEq, Eq, Debug)]
+struct Lowered {
+    /// Where its callers are, to which it is bound; `None` if it was before.
+    core: Option<usize>,
 }
 
 impl Watched {
@@ -174,54 +205,95 @@ impl Watched {
     fn new(worker: Arc<Worker>) -> Option<Self> {
         let waits = Waits::of(worker.thread).ok()?;
         let (waited, answers) = (waits.total()?, worker.answers.load(Ordering::Relaxed));
-        Some(Self { worker, waits, waited, answers, idle: false, raised: false, spared_until: None })
+        let cores = sched_getaffinity(worker.thread).ok()?;
+        let changes = worker.changes.load(Ordering::Relaxed);
+        let (lowered, raised, spared_until) = (None, false, None);
+        Some(Self { worker, cores, waits, waited, answers, changes, lowered, raised, spared_until })
     }
 
     /// Raises or lowers it; returns how many answers it has given since the last time.
     fn look(&mut self, now: Instant) -> u32 {
         let all = self.worker.answers.load(Ordering::Relaxed);
         let answers = all.wrapping_sub(std::mem::replace(&mut self.answers, all));
-        if self.idle {
+        let all = self.worker.changes.load(Ordering::Relaxed);
+        let has_one_caller = all.wrapping_sub(std::mem::replace(&mut self.changes, all)) <= answers / CALLER_STAYS;
+        if self.lowered.is_some() {
             if answers == 0 {
-                self.set_idle(false);
+                self.raise();
                 self.raised = true;
-            } else if self.had_to_wait() {
+            } else if !has_one_caller || self.waited() / answers >= CROWDED {
                 self.spare(now);
+            } else {
+                self.lower();
             }
         } else if answers > 0 {
-            if std::mem::take(&mut self.raised) && self.had_to_wait() {
+            let waited = self.waited();
+            if std::mem::take(&mut self.raised) && waited >= STARVED {
                 self.spare(now);
-            } else if answers >= BUSY && self.spared_until.is_none_or(|until| until <= now) {
-                self.had_to_wait();
-                self.set_idle(true);
+            } else if answers >= BUSY && has_one_caller && self.spared_until.is_none_or(|until| until <= now) {
+                self.lower();
             }
         }
         answers
     }
 
-    fn set_idle(&mut self, idle: bool) {
-        self.worker.set_idle(idle);
-        self.idle = idle;
+    /// Gives it idle priority, on the core of its last caller; if it has that, it goes along with the caller.
+    fn lower(&mut self) {
+        let core = if self.worker.bound {
+            None
+        } else {
+            let Some(core) = priority::core_of(self.worker.caller.load(Ordering::Relaxed)) else { return };
+            Some(core)
+        };
+        let lowered = Lowered { core };
+        if self.lowered.as_ref() == Some(&lowered) {
+            return;
+        }
+        if let Some(core) = core
+            && let Err(e) = one_of(&self.cores, core).and_then(|core| sched_setaffinity(self.worker.thread, &core))
+        {
+            return log::debug!("thread {} does not go to core {core}: {e}", self.worker.thread);
+        }
+        if self.lowered.is_none() {
+            self.worker.set_idle(true);
+        }
+        self.lowered = Some(lowered);
     }
 
-    /// Whether it had to wait for its core for long since this was last asked.
-    fn had_to_wait(&mut self) -> bool {
-        let Some(total) = self.waits.total() else { return true };
-        total.saturating_sub(std::mem::replace(&mut self.waited, total)) >= CROWDED
+    fn raise(&mut self) {
+        let Some(lowered) = self.lowered.take() else { return };
+        self.worker.set_idle(false);
+        if lowered.core.is_some()
+            && let Err(e) = sched_setaffinity(self.worker.thread, &self.cores)
+        {
+            log::warn!("thread {} stays on its core: {e}", self.worker.thread);
+        }
+    }
+
+    /// How long it had to wait for its core since this was last asked.
+    fn waited(&mut self) -> Duration {
+        let total = self.waits.total().unwrap_or(self.waited);
+        total.saturating_sub(std::mem::replace(&mut self.waited, total))
     }
 
     fn spare(&mut self, now: Instant) {
-        if self.idle {
-            self.set_idle(false);
-        }
+        self.raise();
         self.spared_until = Some(now + RESPITE);
     }
 }
 
+/// The one core alone, if it is among those.
+fn one_of(cores: &CpuSet, core: usize) -> Result<CpuSet, Errno> {
+    let mut one = CpuSet::new();
+    if !cores.is_set(core)? {
+        return Err(Errno::EINVAL);
+    }
+    one.set(core)?;
+    Ok(one)
+}
+
 #[cfg(test)]
 mod tests {
-    use nix::sched::{CpuSet, sched_setaffinity};
-
     use super::*;
 
     /// The longest that is waited for anything.
@@ -238,11 +310,8 @@ mod tests {
         fn start(&mut self, mut again: impl FnMut() + Send + 'static) {
             let on = self.0.clone();
             self.1.push(thread::spawn(move || {
-                let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
-                let first = (0..CpuSet::count()).find(|core| allowed.is_set(*core).unwrap()).unwrap();
-                let mut one = CpuSet::new();
-                one.set(first).unwrap();
-                sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+                let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+                sched_setaffinity(Pid::from_raw(0), &one_of(&allowed, first(&allowed)).unwrap()).unwrap();
                 while on.load(Ordering::Relaxed) {
                     again();
                 }
@@ -257,6 +326,10 @@ mod tests {
         }
     }
 
+    fn first(cores: &CpuSet) -> usize {
+        (0..CpuSet::count()).find(|core| cores.is_set(*core).unwrap()).unwrap()
+    }
+
     /// A worker that answers every now and then if it is `asked`; returns its thread.
     fn worker(threads: &mut OnOneCore, governor: &Arc<Governor>, asked: &Arc<AtomicBool>) -> Pid {
         let (thread, number) = std::sync::mpsc::channel();
@@ -264,7 +337,7 @@ mod tests {
         threads.start(move || {
             let report = report.get_or_insert_with(|| {
                 thread.send(gettid()).unwrap();
-                governor.watch()
+                governor.watch(true)
             });
             if asked.load(Ordering::Relaxed) {
                 spin(Duration::from_micros(20));
@@ -333,6 +406,56 @@ mod tests {
     }
 
     #[test]
+    fn who_may_run_anywhere_goes_where_its_only_caller_is() {
+        let (governor, on) = (Governor::start(), AtomicBool::new(true));
+        let anywhere = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let caller = one_of(&anywhere, first(&anywhere)).unwrap();
+        let (numbers, number) = std::sync::mpsc::channel();
+        thread::scope(|threads| {
+            let [calls, works] = [numbers.clone(), numbers.clone()];
+            let on = &on;
+            threads.spawn(move || {
+                sched_setaffinity(Pid::from_raw(0), &caller).unwrap();
+                calls.send(gettid()).unwrap();
+                while on.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let caller_thread = number.recv().unwrap();
+            let asked = Arc::new(AtomicU32::new(caller_thread.as_raw().cast_unsigned()));
+            let by = asked.clone();
+            threads.spawn(move || {
+                let report = governor.watch(false);
+                works.send(gettid()).unwrap();
+                while on.load(Ordering::Relaxed) {
+                    match by.load(Ordering::Relaxed) {
+                        // Nobody.
+                        0 => {}
+                        // Two by turns.
+                        1 => [1, caller_thread.as_raw().cast_unsigned()].iter().for_each(|by| report.is_asked_by(*by)),
+                        one => report.is_asked_by(one),
+                    }
+                    thread::sleep(Duration::from_micros(50));
+                }
+            });
+            let worker = number.recv().unwrap();
+            let cores = || sched_getaffinity(worker).unwrap();
+            if can_govern() {
+                wait_until("it is on its caller's core", || cores() == caller && !priority::is_ordinary(worker));
+            }
+            asked.store(1, Ordering::Relaxed);
+            wait_until("two ask it", || cores() == anywhere && priority::is_ordinary(worker));
+            asked.store(caller_thread.as_raw().cast_unsigned(), Ordering::Relaxed);
+            if can_govern() {
+                wait_until("one asks it", || cores() == caller && !priority::is_ordinary(worker));
+            }
+            asked.store(0, Ordering::Relaxed);
+            wait_until("nobody asks it", || cores() == anywhere && priority::is_ordinary(worker));
+            on.store(false, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
     fn who_is_started_by_a_lowered_thread_is_not_lowered() {
         let governor = Governor::start();
         if can_govern() {
@@ -343,7 +466,7 @@ mod tests {
                 priority::set_idle(gettid(), true).unwrap();
             }
             let watched = thread::spawn(move || {
-                let report = governor.watch();
+                let report = governor.watch(true);
                 (report, priority::is_ordinary(gettid()))
             });
             watched.join().unwrap().1
