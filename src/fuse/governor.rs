@@ -9,31 +9,25 @@
 //! intervals: one that answered nothing is raised again, be it that nobody asked or that it did not get its turn, and who had
 //! to wait for long is spared for a while.
 
+mod watched;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
 
 use crate::error::Errno;
 use crate::sys::priority::{self, Waits};
+use watched::{Round, Watched};
 
 /// How often the workers are looked at, while there are requests.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// With so many answers in an interval a worker gets idle priority.
+/// With so many answers of a mount in an interval its workers get idle priority.
 const BUSY: u32 = 8;
-/// Who is asked by another one more often than once in so many requests is not bound to anybody's core.
-const CALLER_STAYS: u32 = 4;
-/// Who had to wait for its core for so long before an answer, on the average, shares it with others than its caller.
-const CROWDED: Duration = Duration::from_micros(250);
-/// Who had to wait for so long and gave no answer did not get its turn.
-const STARVED: Duration = Duration::from_micros(1500);
-/// How long such a worker does not get idle priority again.
-const RESPITE: Duration = Duration::from_millis(50);
 /// After so many intervals without a request nobody is looked at until there are some again.
 const QUIET: u32 = 8;
 /// After so many answers the governor is woken. (A power of two: the count may wrap.)
@@ -132,8 +126,10 @@ impl Drop for Report {
 
 impl Worker {
     fn set_idle(&self, idle: bool) {
-        if let Err(e) = priority::set_idle(self.thread, idle) {
-            log::warn!("thread {}: idle priority ({idle}): {e}", self.thread);
+        match priority::set_idle(self.thread, idle) {
+            // Gone, or just going.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(e) => log::warn!("thread {}: idle priority ({idle}): {e}", self.thread),
         }
     }
 }
@@ -167,133 +163,26 @@ fn govern(shared: &Shared) -> ! {
             thread::park();
             shared.asleep.store(false, Ordering::Relaxed);
             quiet = 0;
+            // They may have taken long for what they have answered by now.
+            watched.iter_mut().for_each(|watched: &mut Watched| _ = watched.count());
         }
         thread::sleep(INTERVAL);
         watched.extend(shared.new.lock().drain(..).filter_map(Watched::new));
         watched.retain(|watched| !watched.worker.over.load(Ordering::Acquire));
-        let now = Instant::now();
-        let most = watched.iter_mut().map(|watched| watched.look(now)).max().unwrap_or(0);
-        quiet = if most > 0 { 0 } else { quiet + 1 };
+        let given: u32 = watched.iter_mut().map(Watched::count).sum();
+        let round = Round::new(given >= BUSY);
+        watched.iter_mut().for_each(|watched| watched.look(&round));
+        quiet = if given > 0 { 0 } else { quiet + 1 };
     }
-}
-
-/// A worker as it was when it was last looked at.
-#[derive(Debug)]
-struct Watched {
-    worker: Arc<Worker>,
-    /// Where it may run.
-    cores: CpuSet,
-    waits: Waits,
-    waited: Duration,
-    answers: u32,
-    changes: u32,
-    lowered: Option<Lowered>,
-    /// It was raised, and has not answered since: it is not known whether it waited for a request or for its turn.
-    raised: bool,
-    spared_until: Option<Instant>,
-}
-
-/// A worker has idle priority.
-#[derive(PartialEq, Eq, Debug)]
-struct Lowered {
-    /// Where its callers are, to which it is bound; `None` if it was before.
-    core: Option<usize>,
-}
-
-impl Watched {
-    /// `None` if it has ended.
-    fn new(worker: Arc<Worker>) -> Option<Self> {
-        let waits = Waits::of(worker.thread).ok()?;
-        let (waited, answers) = (waits.total()?, worker.answers.load(Ordering::Relaxed));
-        let cores = sched_getaffinity(worker.thread).ok()?;
-        let changes = worker.changes.load(Ordering::Relaxed);
-        let (lowered, raised, spared_until) = (None, false, None);
-        Some(Self { worker, cores, waits, waited, answers, changes, lowered, raised, spared_until })
-    }
-
-    /// Raises or lowers it; returns how many answers it has given since the last time.
-    fn look(&mut self, now: Instant) -> u32 {
-        let all = self.worker.answers.load(Ordering::Relaxed);
-        let answers = all.wrapping_sub(std::mem::replace(&mut self.answers, all));
-        let all = self.worker.changes.load(Ordering::Relaxed);
-        let has_one_caller = all.wrapping_sub(std::mem::replace(&mut self.changes, all)) <= answers / CALLER_STAYS;
-        if self.lowered.is_some() {
-            if answers == 0 {
-                self.raise();
-                self.raised = true;
-            } else if !has_one_caller || self.waited() / answers >= CROWDED {
-                self.spare(now);
-            } else {
-                self.lower();
-            }
-        } else if answers > 0 {
-            let waited = self.waited();
-            if std::mem::take(&mut self.raised) && waited >= STARVED {
-                self.spare(now);
-            } else if answers >= BUSY && has_one_caller && self.spared_until.is_none_or(|until| until <= now) {
-                self.lower();
-            }
-        }
-        answers
-    }
-
-    /// Gives it idle priority, on the core of its last caller; if it has that, it goes along with the caller.
-    fn lower(&mut self) {
-        let core = if self.worker.bound {
-            None
-        } else {
-            let Some(core) = priority::core_of(self.worker.caller.load(Ordering::Relaxed)) else { return };
-            Some(core)
-        };
-        let lowered = Lowered { core };
-        if self.lowered.as_ref() == Some(&lowered) {
-            return;
-        }
-        if let Some(core) = core
-            && let Err(e) = one_of(&self.cores, core).and_then(|core| sched_setaffinity(self.worker.thread, &core))
-        {
-            return log::debug!("thread {} does not go to core {core}: {e}", self.worker.thread);
-        }
-        if self.lowered.is_none() {
-            self.worker.set_idle(true);
-        }
-        self.lowered = Some(lowered);
-    }
-
-    fn raise(&mut self) {
-        let Some(lowered) = self.lowered.take() else { return };
-        self.worker.set_idle(false);
-        if lowered.core.is_some()
-            && let Err(e) = sched_setaffinity(self.worker.thread, &self.cores)
-        {
-            log::warn!("thread {} stays on its core: {e}", self.worker.thread);
-        }
-    }
-
-    /// How long it had to wait for its core since this was last asked.
-    fn waited(&mut self) -> Duration {
-        let total = self.waits.total().unwrap_or(self.waited);
-        total.saturating_sub(std::mem::replace(&mut self.waited, total))
-    }
-
-    fn spare(&mut self, now: Instant) {
-        self.raise();
-        self.spared_until = Some(now + RESPITE);
-    }
-}
-
-/// The one core alone, if it is among those.
-fn one_of(cores: &CpuSet, core: usize) -> Result<CpuSet, Errno> {
-    let mut one = CpuSet::new();
-    if !cores.is_set(core)? {
-        return Err(Errno::EINVAL);
-    }
-    one.set(core)?;
-    Ok(one)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    use super::watched::one_of;
     use super::*;
 
     /// The longest that is waited for anything.
