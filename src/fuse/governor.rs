@@ -21,7 +21,7 @@ use nix::unistd::{Pid, gettid};
 use parking_lot::Mutex;
 
 use crate::error::Errno;
-use crate::sys::priority::{self, Waits};
+use crate::sys::priority;
 use watched::{Round, Watched};
 
 /// How often the workers are looked at, while there are requests.
@@ -149,7 +149,6 @@ fn try_on_itself() -> io::Result<()> {
     if !priority::is_ordinary(gettid()) {
         return Err(io::Error::other("it is not the ordinary one"));
     }
-    Waits::of(gettid())?;
     priority::set_idle(gettid(), true)?;
     Ok(priority::set_idle(gettid(), false)?)
 }
@@ -159,6 +158,7 @@ fn govern(shared: &Shared) -> ! {
     let mut quiet = 0;
     loop {
         if quiet == QUIET {
+            watched.iter_mut().for_each(Watched::close_account);
             shared.asleep.store(true, Ordering::Relaxed);
             thread::park();
             shared.asleep.store(false, Ordering::Relaxed);
@@ -167,7 +167,7 @@ fn govern(shared: &Shared) -> ! {
             watched.iter_mut().for_each(|watched: &mut Watched| _ = watched.count());
         }
         thread::sleep(INTERVAL);
-        watched.extend(shared.new.lock().drain(..).filter_map(Watched::new));
+        watched.extend(shared.new.lock().drain(..).map(Watched::new));
         watched.retain(|watched| !watched.worker.over.load(Ordering::Acquire));
         let given: u32 = watched.iter_mut().map(Watched::count).sum();
         let round = Round::new(given >= BUSY);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use super::Worker;
 use crate::error::Errno;
@@ -51,46 +52,52 @@ impl Round {
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) worker: Arc<Worker>,
-    /// Where it may run when it is not lowered.
-    cores: CpuSet,
-    waits: Waits,
-    waited: Duration,
     answers: u32,
     changes: u32,
     /// How many of them are new.
     given: u32,
     changed: u32,
     lowered: Option<Lowered>,
-    /// It was raised, and has not answered since: it is not known whether it waited for a request or for others on its core.
-    raised: bool,
+    /// It was raised, and has not answered since: it is not known whether it waits for a request or for others on its core.
+    raised: Option<Account>,
     spared_until: Option<Instant>,
 }
 
 /// A worker has idle priority.
-#[derive(PartialEq, Eq, Debug)]
+#[derive(Debug)]
 struct Lowered {
     /// Where its callers are, to which it is bound; `None` if it was before.
     core: Option<usize>,
+    /// Where it may run otherwise.
+    cores: CpuSet,
+    account: Account,
+}
+
+/// How long a worker waits for its core.
+#[derive(Debug)]
+struct Account {
+    waits: Waits,
+    waited: Duration,
+}
+
+impl Account {
+    /// From now on; `None` where the kernel keeps none, or for a thread that has ended.
+    fn of(thread: Pid) -> Option<Self> {
+        let waits = Waits::of(thread).ok()?;
+        Some(Self { waited: waits.total()?, waits })
+    }
+
+    /// How long it had to wait since this was last asked.
+    fn waited(&mut self) -> Duration {
+        let total = self.waits.total().unwrap_or(self.waited);
+        total.saturating_sub(std::mem::replace(&mut self.waited, total))
+    }
 }
 
 impl Watched {
-    /// `None` if it has ended.
-    pub(super) fn new(worker: Arc<Worker>) -> Option<Self> {
-        let waits = Waits::of(worker.thread).ok()?;
+    pub(super) fn new(worker: Arc<Worker>) -> Self {
         let (answers, changes) = (worker.answers.load(Ordering::Relaxed), worker.changes.load(Ordering::Relaxed));
-        Some(Self {
-            waited: waits.total()?,
-            cores: sched_getaffinity(worker.thread).ok()?,
-            worker,
-            waits,
-            answers,
-            changes,
-            given: 0,
-            changed: 0,
-            lowered: None,
-            raised: false,
-            spared_until: None,
-        })
+        Self { worker, answers, changes, given: 0, changed: 0, lowered: None, raised: None, spared_until: None }
     }
 
     /// Counts what it has done since the last time; returns how many answers it has given.
@@ -107,18 +114,17 @@ impl Watched {
         let has_one_caller = self.changed <= self.given / CALLER_STAYS;
         // Workers that take turns wait for each other, too, which is no harm while the mount gets on.
         let waits_for_others = self.worker.bound || !round.busy;
-        if self.lowered.is_some() {
+        if let Some(lowered) = &mut self.lowered {
             if self.given == 0 {
+                self.raised = self.raise().filter(|_| waits_for_others);
+            } else if !has_one_caller || lowered.account.waited() / self.given >= CROWDED && waits_for_others {
                 self.raise();
-                self.raised = waits_for_others;
-            } else if !has_one_caller || self.waited() / self.given >= CROWDED && waits_for_others {
                 self.spare(round);
             } else {
-                self.lower(round);
+                self.follow(round);
             }
         } else if self.given > 0 {
-            let waited = self.waited();
-            if std::mem::take(&mut self.raised) && waited >= STARVED {
+            if self.raised.take().is_some_and(|mut account| account.waited() >= STARVED) {
                 self.spare(round);
             } else if round.busy
                 && self.given > 1
@@ -130,58 +136,58 @@ impl Watched {
         }
     }
 
-    /// Gives it idle priority, on the core of its last caller; if it has that, it goes along with the caller.
+    /// Gives it idle priority, on the core of its last caller, unless somebody else has said how it is to run.
     fn lower(&mut self, round: &Round) {
-        if self.lowered.is_none() && !self.can_be_lowered() {
-            return;
-        }
-        let core = if self.worker.bound {
-            None
-        } else {
-            let Some(core) = round.core_of(self.worker.caller.load(Ordering::Relaxed)) else { return };
-            Some(core)
-        };
-        let lowered = Lowered { core };
-        if self.lowered.as_ref() == Some(&lowered) {
-            return;
-        }
-        if let Some(core) = core
-            && let Err(e) = one_of(&self.cores, core).and_then(|core| sched_setaffinity(self.worker.thread, &core))
-        {
-            return log::debug!("thread {} does not go to core {core}: {e}", self.worker.thread);
-        }
-        if self.lowered.is_none() {
-            self.worker.set_idle(true);
-        }
-        self.lowered = Some(lowered);
-    }
-
-    /// Whether nobody else has said how it is to run; notes where it may.
-    fn can_be_lowered(&mut self) -> bool {
         let thread = self.worker.thread;
-        sched_getaffinity(thread).map(|cores| self.cores = cores).is_ok() && priority::is_ordinary(thread)
-    }
-
-    fn raise(&mut self) {
-        let Some(lowered) = self.lowered.take() else { return };
-        self.worker.set_idle(false);
-        if lowered.core.is_none() {
+        if !priority::is_ordinary(thread) {
             return;
         }
-        match sched_setaffinity(self.worker.thread, &self.cores) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(e) => log::warn!("thread {} stays on its core: {e}", self.worker.thread),
+        let (Ok(cores), Some(account)) = (sched_getaffinity(thread), Account::of(thread)) else { return };
+        self.lowered = Some(Lowered { core: None, cores, account });
+        if self.follow(round) {
+            self.worker.set_idle(true);
+        } else {
+            self.lowered = None;
         }
     }
 
-    /// How long it had to wait for its core since this was last asked.
-    fn waited(&mut self) -> Duration {
-        let total = self.waits.total().unwrap_or(self.waited);
-        total.saturating_sub(std::mem::replace(&mut self.waited, total))
+    /// Has it go along with its callers; returns whether it is on their core.
+    fn follow(&mut self, round: &Round) -> bool {
+        if self.worker.bound {
+            return true;
+        }
+        let Some(lowered) = &mut self.lowered else { return false };
+        let Some(core) = round.core_of(self.worker.caller.load(Ordering::Relaxed)) else { return false };
+        if lowered.core == Some(core) {
+            return true;
+        }
+        let moved = one_of(&lowered.cores, core).and_then(|core| sched_setaffinity(self.worker.thread, &core));
+        match moved {
+            Ok(()) => lowered.core = Some(core),
+            Err(e) => log::debug!("thread {} does not go to core {core}: {e}", self.worker.thread),
+        }
+        moved.is_ok()
+    }
+
+    /// Takes idle priority from it; returns the account of how long it waited.
+    fn raise(&mut self) -> Option<Account> {
+        let lowered = self.lowered.take()?;
+        self.worker.set_idle(false);
+        if lowered.core.is_some() {
+            match sched_setaffinity(self.worker.thread, &lowered.cores) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => log::warn!("thread {} stays on its core: {e}", self.worker.thread),
+            }
+        }
+        Some(lowered.account)
+    }
+
+    /// Before a long pause: why it was raised no longer matters.
+    pub(super) fn close_account(&mut self) {
+        self.raised = None;
     }
 
     fn spare(&mut self, round: &Round) {
-        self.raise();
         self.spared_until = Some(round.now + RESPITE);
     }
 }
