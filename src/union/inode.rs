@@ -46,6 +46,8 @@ pub(super) enum Node {
 pub(super) struct DirNode {
     /// Shared by lookups of its names, exclusive for changes of them.
     pub names: RwLock<()>,
+    /// How often one of them came, went or changed its layer; it wraps around.
+    pub name_changes: AtomicU32,
     /// What it is made of.
     pub state: RwLock<DirState>,
 }
@@ -114,6 +116,10 @@ impl DirView {
 }
 
 impl DirNode {
+    pub(super) fn new(state: DirState) -> Self {
+        Self { names: RwLock::new(()), name_changes: AtomicU32::new(0), state: RwLock::new(state) }
+    }
+
     /// Its layers now.
     pub fn view(&self) -> DirView {
         let state = self.state.read();
@@ -323,7 +329,7 @@ impl Inode {
     pub(super) fn root(stack: &Stack) -> Self {
         let lowers = stack.layers().iter().map(|l| &l.root).filter(|root| !root.layer.is_upper()).cloned().collect();
         let state = DirState::new(stack.upper_root(), lowers, None);
-        let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
+        let node = Node::Dir(Box::new(DirNode::new(state)));
         Self::new(Union::ROOT, FileKind::Directory, node)
     }
 

@@ -72,6 +72,15 @@ impl Found {
     }
 }
 
+/// Where a name was once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hint {
+    /// A layer above which it was not.
+    pub layer: LayerId,
+    /// How often names of its directory had changed then.
+    pub name_changes: u32,
+}
+
 /// What the lower layers make of a name.
 #[derive(Debug)]
 pub(super) enum InLowers {
@@ -129,14 +138,18 @@ impl Union {
         }
     }
 
-    /// Finds a name, holds its inode and tells its attributes, from one status where possible.
+    /// Finds a name, holds its inode and tells its attributes, from one status where possible. A `hint` that is not from now
+    /// is none.
     pub(super) fn hold_with_attr(
         &self,
         dir: &Arc<Inode>,
         name: &Name,
-        hint: Option<LayerId>,
+        hint: Option<Hint>,
     ) -> Result<Option<(Held<'_>, Attr)>> {
-        let _names = dir.as_dir().ok_or(Errno::ENOTDIR)?.names.read();
+        let node = dir.as_dir().ok_or(Errno::ENOTDIR)?;
+        let _names = node.names.read();
+        let hint = hint.filter(|hint| node.name_changes.load(Ordering::Acquire) == hint.name_changes);
+        let hint = hint.map(|hint| hint.layer);
         let Some(found) = self.find(dir, name, hint)? else { return Ok(None) };
         let (stat, said) = match &found {
             Found::Dir(d) => (d.stat, None),
@@ -501,7 +514,7 @@ impl Union {
                 let place = Some((parent.clone(), name.clone()));
                 let mut state = DirState::new(found.upper, found.lowers.into(), place);
                 state.redirect = found.redirect;
-                let node = Node::Dir(Box::new(DirNode { names: RwLock::new(()), state: RwLock::new(state) }));
+                let node = Node::Dir(Box::new(DirNode::new(state)));
                 Inode::new(number, FileKind::Directory, node)
             },
         );

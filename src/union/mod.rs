@@ -318,6 +318,7 @@ impl Union {
 
     /// Keeps caches right after a name in a directory came, went or changed its layer.
     fn name_changed(&self, dir: &Inode, name: &Name, now: Option<(FileKind, u64)>) {
+        dir.as_dir().inspect(|node| _ = node.name_changes.fetch_add(1, Ordering::Release));
         self.cache.remove(dir.id, name);
         self.listings.change(dir.id, name, now);
         self.note_change(dir);

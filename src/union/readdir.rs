@@ -16,7 +16,7 @@ use crate::sys;
 use crate::union::held::Held;
 use crate::union::inode::{DirView, Inode};
 use crate::union::listing::{Entry, FIRST_OFFSET, Listing};
-use crate::union::lookup::Found;
+use crate::union::lookup::{Found, Hint};
 use crate::union::stats::Op;
 use crate::union::{Attr, FileKind, Union};
 
@@ -137,6 +137,8 @@ impl Union {
         if !self.dots(&dir, offset, &mut dots) {
             return Ok(());
         }
+        // Before the listing, which is kept right no longer when others take its place.
+        let name_changes = dir.as_dir().ok_or(Errno::ENOTDIR)?.name_changes.load(Ordering::Acquire);
         let listing = self.listing(&dir, offset <= AFTER_DOT_DOT)?;
         let mut after = offset.max(FIRST_OFFSET - 1);
         let mut given = false;
@@ -148,7 +150,8 @@ impl Union {
             }
             after = batch.last().map_or(after, |(at, _)| *at);
             let changes = self.changes.load(Ordering::Acquire);
-            let found: Vec<_> = batch.into_iter().map(|(at, entry)| (at, self.look_up(&dir, &entry), entry)).collect();
+            let found: Vec<_> =
+                batch.into_iter().map(|(at, entry)| (at, self.look_up(&dir, &entry, name_changes), entry)).collect();
             for (at, found, entry) in found {
                 let (held, attr) = match found {
                     Ok(Some(held)) => held,
@@ -173,9 +176,9 @@ impl Union {
         Ok(())
     }
 
-    fn look_up(&self, dir: &Arc<Inode>, entry: &Entry) -> Result<Option<(Held<'_>, Attr)>> {
+    fn look_up(&self, dir: &Arc<Inode>, entry: &Entry, name_changes: u32) -> Result<Option<(Held<'_>, Attr)>> {
         let name = Name::new(&entry.name).map_err(|_| Errno::EIO)?;
-        self.hold_with_attr(dir, &name, entry.layer)
+        self.hold_with_attr(dir, &name, entry.layer.map(|layer| Hint { layer, name_changes }))
     }
 
     /// Gives a sink an entry that can't be looked up.

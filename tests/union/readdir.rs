@@ -1,11 +1,12 @@
 //! Reading directories: everything once, whatever happens meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use layerfs::error::Errno;
 use layerfs::union::Union;
 
-use super::fixture::{Layers, View};
+use super::fixture::{Layers, PLAIN, View};
 
 /// Entries of one call, at most `most` of them: (name, inode number, offset to go on from).
 fn batch(view: &View, ino: u64, offset: u64, most: usize) -> Vec<(String, u64, u64)> {
@@ -222,4 +223,53 @@ fn files_are_no_directories() {
     let held = view.hold("f").unwrap();
     assert_eq!(view.union.readdir(held.ino, 0, &mut |_| true).unwrap_err(), Errno::ENOTDIR);
     assert_eq!(view.union.readdirplus(held.ino, 0, &mut |_, _| true).unwrap_err(), Errno::ENOTDIR);
+}
+
+/// A file comes up and is forgotten while its directory is read: what the listing then tells of must be the copy.
+#[test]
+fn a_listing_shows_copies_that_were_made_meanwhile() {
+    const FILES: usize = 400;
+    let path = |n: usize| format!("d/{n}");
+    let layers = Layers::new(1);
+    (0..FILES).for_each(|n| drop(layers.file(0, &path(n), "")));
+    let view = layers.open();
+    let dir = view.hold("d").unwrap();
+    let copied = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..FILES {
+                view.write(&path(n), 0, b"x").unwrap();
+                copied.store(n + 1, Ordering::Release);
+            }
+        });
+        while copied.load(Ordering::Acquire) < FILES {
+            for (n, ino) in listed_and_kept(&view, dir.ino) {
+                let is_copied = n < copied.load(Ordering::Acquire);
+                let size = view.union.getattr(ino).unwrap().size;
+                view.union.forget(ino, 1);
+                assert!(size == 1 || !is_copied, "{} is shown without what was written to it", path(n));
+            }
+        }
+    });
+    view.names("d").unwrap();
+    (0..FILES).for_each(|n| view.rename(&path(n), &format!("d/{n}.new"), PLAIN).unwrap());
+}
+
+/// What a directory of numbers has: the names with the inodes, which are known from now on.
+fn listed_and_kept(view: &View, dir: u64) -> Vec<(usize, u64)> {
+    let (mut all, mut after) = (Vec::new(), 0);
+    loop {
+        let before = after;
+        view.union
+            .readdirplus(dir, after, &mut |entry, attr| {
+                after = entry.next;
+                let name = std::str::from_utf8(entry.name).unwrap();
+                all.extend(name.parse().ok().map(|n| (n, attr.ino)));
+                true
+            })
+            .unwrap();
+        if after == before {
+            return all;
+        }
+    }
 }
